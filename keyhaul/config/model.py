@@ -1,0 +1,186 @@
+"""The values a configuration consists of: frozen, complete, every path absolute or relative to the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from keyhaul.policy import Limits
+
+Tls = Literal["pq", "compatible", "classic"]
+Kind = Literal["qkd", "pqc", "plain"]
+Mode = Literal["otp", "expanded"]
+
+DOCUMENTATION_PEN = 32473
+"""The private enterprise number reserved for examples (RFC 5612); no release may speak under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One port: where it listens (port 0: one the system picks) and its PEM files.
+
+    `ca` are the CAs whose clients it believes; `tls` is the key exchange policy (see `edge.tls.Policy`).
+    """
+
+    host: str
+    port: int
+    cert: Path
+    key: Path
+    ca: Path
+    tls: Tls
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The three ports of a node, each with its own CA (design §3)."""
+
+    sae: Listener
+    node: Listener
+    admin: Listener
+
+    def __iter__(self) -> Iterator[tuple[str, Listener]]:
+        return iter((("sae", self.sae), ("node", self.node), ("admin", self.admin)))
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSource:
+    """Where one key slot gets what opens it. Which fields count depends on `kind`:
+
+    * `passphrase`: `file`, or `fd`, a descriptor the starter left open, or `env`, the name of an
+      environment variable that holds the path of a file. Never the passphrase itself.
+    * `credential`: `file`; without it the systemd credential `name`.
+    * `tpm`: `tcti` (None: the kernel's own TPM) and `pcrs`, such as `sha256:7`.
+    * `pkcs11`: `module`, `token`, `name` of the key, and the PIN from `file`, `fd` or `env`.
+    """
+
+    kind: Literal["passphrase", "credential", "tpm", "pkcs11"]
+    file: Path | None = None
+    fd: int | None = None
+    env: str | None = None
+    name: str = "keyhaul-root"
+    tcti: str | None = None
+    pcrs: str = "sha256:7"
+    module: Path | None = None
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """The database and the key-slot file it opens with."""
+
+    file: Path
+    root: Path
+    slots: tuple[SlotSource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEnd:
+    """This node's end of a QKD link: a vendor's 014 server, and who we are to it.
+
+    `key_size` in bits. `max_key_per_request` 0: as the device's status says.
+    """
+
+    url: str
+    cert: Path
+    key: Path
+    ca: Path
+    tls: Tls
+    own_sae: str
+    peer_sae: str
+    key_size: int
+    max_key_per_request: int
+    method: Literal["auto", "get", "post"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A neighbour. `callback` (plain only): the origin its acknowledgements may name and ours go to."""
+
+    name: str
+    url: str
+    kind: Kind
+    mode: Mode
+    dialect: Literal["v1.1.1", "draft-0.4"]
+    callback: str | None = None
+    device: DeviceEnd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkLink:
+    """Adjacency of two nodes."""
+
+    a: str
+    b: str
+    kind: Literal["qkd", "pqc"]
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSae:
+    """Behind which plain peer of which node an SAE of another maker's network is found."""
+
+    node: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkView:
+    """What routing starts from.
+
+    `nodes` maps names to domains, `saes` SAE ids to nodes, `costs` link kinds to costs.
+    """
+
+    nodes: Mapping[str, str]
+    links: tuple[NetworkLink, ...]
+    saes: Mapping[str, str]
+    foreign: Mapping[str, ForeignSae] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=lambda: dict(COSTS))
+
+
+COSTS: Mapping[str, float] = {"qkd": 1.0, "pqc": 2.0}
+"""A quantum hop is preferred until it would take twice as many of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How keys are handed out. Times in seconds; `pool` in keys kept ready per pair of SAEs.
+
+    `release`: the master gets a key when all targets have it (`relayed`) or at once (`immediate`).
+    `retention`: how long the tombstone of a finished key is kept.
+    """
+
+    release: Literal["relayed", "immediate"] = "relayed"
+    request_timeout: float = 15.0
+    ttl: float = 86_400.0
+    retention: float = 86_400.0
+    pool: int = 0
+    profile: Literal["default", "paper-a"] = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Link keys held ready for each neighbour: refilled to `high` when fewer than `low` are left."""
+
+    low: int = 16
+    high: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Everything one node needs to know before it starts."""
+
+    file: Path
+    name: str
+    domain: str
+    directory: Path
+    listeners: Listeners
+    store: StoreConfig
+    peers: tuple[Peer, ...]
+    network: NetworkView
+    limits: Limits
+    delivery: Delivery
+    prefetch: Prefetch
+    extension_pen: int
+    ready_file: Path | None = None

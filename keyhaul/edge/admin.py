@@ -1,0 +1,62 @@
+"""The operator's port: what this node is doing, in JSON, for a certificate of the admin CA. Never bits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from keyhaul.edge.server import caller_of
+from keyhaul.errors import KeyhaulError, Malformed
+from keyhaul.identity import admin_name
+
+Status = Callable[[], Awaitable[Mapping[str, Any]]]
+Trace = Callable[[UUID], Awaitable[list[Mapping[str, Any]]]]
+PREFIX = "/admin/v1"
+
+
+class AdminApplication:
+    """`status` and `trace` are asked on every request; nothing is cached here."""
+
+    def __init__(self, status: Status, trace: Trace) -> None:
+        self._status = status
+        self._trace = trace
+
+    def application(self) -> web.Application:
+        """The routes of the admin port."""
+        application = web.Application()
+        application.router.add_get(f"{PREFIX}/status", self.status, allow_head=False)
+        application.router.add_get(PREFIX + "/keys/{key_id}", self.key, allow_head=False)
+        return application
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Node, store, links, queues."""
+        caller_of(request, admin_name)
+        return _json(200, await self._status())
+
+    async def key(self, request: web.Request) -> web.Response:
+        """Every row this node has of one key: states, hops, times."""
+        caller_of(request, admin_name)
+        try:
+            key_id = UUID(request.match_info["key_id"])
+        except ValueError:
+            raise Malformed("the key id is not a UUID", "copy it from the answer of enc_keys") from None
+        rows = await self._trace(key_id)
+        return _json(200, {"key_ID": str(key_id), "rows": rows})
+
+
+def render(error: KeyhaulError) -> web.Response:
+    """Errors of this port as JSON."""
+    return _json(error.status, {"message": error.cause, "next": error.remedy})
+
+
+def _json(status: int, body: Any) -> web.Response:
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(body),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )

@@ -1,0 +1,207 @@
+"""Posts messages to neighbours: one bounded set of keep-alive TLS connections each, and never another host.
+
+A connection is used only if the certificate at its end names the neighbour we meant, besides being good for
+the host name; this is checked before the first byte of a message leaves. Redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import aiohttp
+from aiohttp.connector import Connection
+from yarl import URL
+
+from keyhaul.edge.neighbours import neighbour_of
+from keyhaul.edge.peer import BOUNDS, ENVELOPE_PATH
+from keyhaul.errors import (
+    InsufficientKey,
+    KeyhaulError,
+    Malformed,
+    PeerUnreachable,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
+)
+from keyhaul.keys import Message
+from keyhaul.messages.etsi020 import PATHS
+from keyhaul.messages.problems import parse_problem, problem_slug
+from keyhaul.ports import Answer, Peers
+
+_PROBLEM_LIMIT = 64 * 1024  # bytes of an answer to a message
+_JSON = "application/json; charset=UTF-8"
+_OCTETS = "application/octet-stream"
+_IDLE_SECONDS = BOUNDS.idle / 2  # so that it is we who close idle connections, not the listener
+
+
+class HttpPeers(Peers):
+    """Neighbours by name, each with its base URL (`https://host:port`) and a TLS context for it.
+
+    `connect_seconds` bounds name lookup, TCP and TLS; `answer_seconds` a whole exchange. At most
+    `connections` are open to one neighbour. Use it inside one event loop and `close` it there.
+    """
+
+    def __init__(
+        self,
+        neighbours: Mapping[str, tuple[str, ssl.SSLContext]],
+        *,
+        connect_seconds: float = 5.0,
+        answer_seconds: float = 30.0,
+        connections: int = 8,
+    ) -> None:
+        self._neighbours = neighbours
+        self._timeout = aiohttp.ClientTimeout(total=answer_seconds, connect=connect_seconds)
+        self._connections = connections
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+
+    async def post(self, message: Message) -> Answer:
+        """Send one message once; any HTTP status is an answer.
+
+        Raises PeerUnreachable if none came: the neighbour may or may not have kept the message.
+        """
+        base = self._base(message.peer)
+        if message.sealed:
+            url, kind = base + ENVELOPE_PATH, _OCTETS
+        else:
+            url, kind = self._plain_url(message, base), _JSON
+        exchange = partial(self._exchange, message.peer, url, message.body, kind, _PROBLEM_LIMIT)
+        async with _unreachable(message.peer):
+            try:
+                status, body = await exchange()
+            except aiohttp.ServerDisconnectedError:
+                # Most likely it just closed an idle connection; a message bears being sent again.
+                status, body = await exchange()
+        if 300 <= status < 400:
+            return Answer(status, "the peer redirects, and redirects are not followed")
+        return Answer(status, "" if status < 300 else parse_problem(body))
+
+    async def call(self, peer: str, path: str, body: bytes) -> bytes:
+        """Ask a sealed neighbour something (`refill`, `records`) and return its answer.
+
+        Raises PeerUnreachable if none came, else by status: Malformed, Unauthorized, TimedOut,
+        InsufficientKey, Unavailable.
+        """
+        url = f"{self._base(peer)}/keyhaul/v1/{path}"
+        async with _unreachable(peer):
+            status, answer = await self._exchange(peer, url, body, _OCTETS, BOUNDS.body)
+        if 200 <= status < 300:
+            return answer
+        raise _refusal(peer, status, answer)
+
+    async def close(self) -> None:
+        """Close all connections; a later call opens new ones."""
+        sessions, self._sessions = list(self._sessions.values()), {}
+        for session in sessions:
+            await session.close()
+
+    def _base(self, peer: str) -> str:
+        if peer not in self._neighbours:
+            raise PeerUnreachable(f"there is no address for {peer}", "add it to the configuration")
+        return self._neighbours[peer][0].rstrip("/")
+
+    def _plain_url(self, message: Message, base: str) -> str:
+        if message.url is None:
+            return base + PATHS[message.path]
+        if not _same_origin(message.url, base):
+            raise PeerUnreachable(
+                f"the callback URL is not at the address of {message.peer}",
+                "correct the address in the configuration",
+            )
+        return message.url
+
+    def _session(self, peer: str) -> aiohttp.ClientSession:
+        """One per neighbour, so that one that hangs never takes another's connections."""
+        if peer not in self._sessions:
+            self._sessions[peer] = aiohttp.ClientSession(
+                connector=_Pinned(
+                    peer,
+                    ssl=self._neighbours[peer][1],
+                    limit=self._connections,
+                    keepalive_timeout=_IDLE_SECONDS,
+                ),
+                timeout=self._timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                headers={"Accept-Encoding": "identity", "User-Agent": "keyhaul"},
+            )
+        return self._sessions[peer]
+
+    async def _exchange(self, peer: str, url: str, body: bytes, kind: str, limit: int) -> tuple[int, bytes]:
+        headers = {"Content-Type": kind}
+        request = self._session(peer).post(
+            URL(url, encoded=True), data=body, headers=headers, allow_redirects=False
+        )
+        async with request as response:
+            return response.status, await _bounded(response, limit)
+
+
+class _Pinned(aiohttp.TCPConnector):
+    """Hands out connections to one named neighbour only."""
+
+    def __init__(self, peer: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._peer = peer
+
+    async def connect(self, *arguments: Any) -> Connection:
+        """As aiohttp's, if its certificate names the neighbour. Raises Unauthorized."""
+        connection = await super().connect(*arguments)
+        try:
+            found = neighbour_of(connection.transport)
+            if found != self._peer:
+                raise Unauthorized(f"the certificate at that address names {found}")
+        except Unauthorized:
+            connection.close()
+            raise
+        return connection
+
+
+@asynccontextmanager
+async def _unreachable(peer: str) -> AsyncIterator[None]:
+    """Say of every way not to get an answer what to look at."""
+    try:
+        yield
+    except Unauthorized as error:
+        cause, remedy = error.cause, "check address and name of the neighbour in the configuration"
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+        cause, remedy = str(error), "check that both domains exchanged their CA certificates"
+    except TimeoutError:
+        cause, remedy = "no answer in time", "check that the neighbour runs and the network between"
+    except (aiohttp.ClientError, OSError) as error:
+        cause, remedy = str(error), "check that the neighbour runs and the network between"
+    else:
+        return
+    raise PeerUnreachable(f"{peer}: {cause}", remedy) from None
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """At most `limit` bytes; the connection is given up if there are more."""
+    body = bytearray()
+    while len(body) <= limit and (part := await response.content.read(limit + 1 - len(body))):
+        body += part
+    if len(body) > limit:
+        response.close()
+        raise aiohttp.ClientPayloadError(f"the answer is larger than {limit} bytes")
+    return bytes(body)
+
+
+def _same_origin(url: str, base: str) -> bool:
+    """Whether a callback URL is https at the host and port we have for the peer, and only a path beyond."""
+    try:
+        there, here = URL(url, encoded=True), URL(base)
+    except ValueError:
+        return False
+    if there.scheme != "https" or there.user is not None or there.password is not None or there.fragment:
+        return False
+    return (there.host, there.port) == (here.host, here.port)
+
+
+def _refusal(peer: str, status: int, body: bytes) -> KeyhaulError:
+    text = f"{peer} answered {status}: {parse_problem(body) or 'no reason given'}"
+    if status == 503 and problem_slug(body) == "insufficient-key-material":
+        return InsufficientKey(text)
+    kinds: dict[int, type[KeyhaulError]] = {400: Malformed, 401: Unauthorized, 408: TimedOut}
+    return kinds.get(status, Unavailable)(text)

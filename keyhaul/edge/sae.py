@@ -1,0 +1,162 @@
+"""The port for applications: ETSI GS QKD 014 V1.1.1, server side. Who calls is what its certificate says.
+
+A handler reads, checks against the policy, asks the kernel (`Delivery`), and answers. Errors become HTTP
+in `render` alone. The standard knows 400, 401 and 503; two more are HTTP's own, 404 for a path and 405
+for a method that are not part of the interface. A body that comes too slowly gets 400, not 503: the
+fault is the sender's, and 503 would invite it to send the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+from uuid import UUID
+
+from aiohttp import web
+from cryptography import x509
+
+from keyhaul.edge.server import caller_of, read_body
+from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused, TimedOut, Unauthorized
+from keyhaul.identity import sae_id
+from keyhaul.messages import etsi014
+from keyhaul.messages.etsi014 import TRUST, Delivered, KeyIds, KeyRequest, Order, Refusal, Standing
+from keyhaul.policy import Limits, check_sae
+
+
+class Delivery(Protocol):
+    """The kernel behind the port. The `bits` it hands out are the port's, which wipes them."""
+
+    async def request(self, order: Order) -> list[Delivered]:
+        """Fresh keys for the master, promised to every target: `order.number` of `order.size` bits.
+
+        Raises NoSuchTarget, ExtensionRefused (only for names in `order.mandatory`), and Unavailable or
+        one of its kinds. InsufficientKey may carry `key_bits_requested` and `key_bits_available`.
+        """
+
+    async def fetch(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[Delivered]:
+        """Keys of `master` that `caller` was named for, in the order of the ids; all of them or none.
+
+        Raises Unauthorized if the caller was not named for one of them, KeyNotFound if one is unknown,
+        delivered, voided or expired, and Unavailable.
+        """
+
+    async def status(self, master: str, slave: str) -> Standing:
+        """Where this pair stands; consumes nothing. Raises NoSuchTarget and Unavailable."""
+
+
+class SaeApplication:
+    """The five calls of clause 5, on top of a kernel and the limits the node announces."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        limits: Limits | None = None,
+        name_of: Callable[[x509.Certificate], str] = sae_id,
+    ) -> None:
+        self._delivery = delivery
+        self._limits = limits or Limits()
+        self._name_of = name_of
+
+    def application(self) -> web.Application:
+        """The routes. HEAD is not among them: on enc_keys it would take keys and deliver nothing."""
+        application = web.Application()
+        # The pattern sees `%2F` still escaped. Handlers read the id from the raw path (`_sae_in`).
+        prefix = etsi014.PREFIX + r"/{sae:[^/]*}"
+        application.router.add_route("GET", f"{prefix}/status", self.status)
+        application.router.add_route("GET", f"{prefix}/enc_keys", self.enc_keys_short)
+        application.router.add_route("POST", f"{prefix}/enc_keys", self.enc_keys)
+        application.router.add_route("GET", f"{prefix}/dec_keys", self.dec_keys_short)
+        application.router.add_route("POST", f"{prefix}/dec_keys", self.dec_keys)
+        return application
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Get status (5.1)."""
+        master = caller_of(request, self._name_of)
+        slave = check_sae(_sae_in(request))
+        standing = await self._delivery.status(master, slave)
+        return _json(200, etsi014.encode_status(self._limits.status(master, slave, standing)))
+
+    async def enc_keys_short(self, request: web.Request) -> web.Response:
+        """Get key (5.2) with GET."""
+        caller_of(request, self._name_of)
+        return await self._request(request, etsi014.request_from_query(_query(request)))
+
+    async def enc_keys(self, request: web.Request) -> web.Response:
+        """Get key (5.2) with POST. The content type is not looked at; the body must be JSON."""
+        caller_of(request, self._name_of)
+        return await self._request(request, etsi014.decode_request(await read_body(request)))
+
+    async def dec_keys_short(self, request: web.Request) -> web.Response:
+        """Get key with key IDs (5.3) with GET."""
+        caller_of(request, self._name_of)
+        return await self._fetch(request, etsi014.key_ids_from_query(_query(request)))
+
+    async def dec_keys(self, request: web.Request) -> web.Response:
+        """Get key with key IDs (5.3) with POST."""
+        caller_of(request, self._name_of)
+        return await self._fetch(request, etsi014.decode_key_ids(await read_body(request)))
+
+    async def _request(self, request: web.Request, asked: KeyRequest) -> web.Response:
+        order = self._limits.check(caller_of(request, self._name_of), _sae_in(request), asked)
+        keys = await self._delivery.request(order)
+        return _container(keys, [order.size] * order.number, trust=order.options.get(TRUST) is True)
+
+    async def _fetch(self, request: web.Request, asked: KeyIds) -> web.Response:
+        self._limits.check_ids(asked)
+        master = check_sae(_sae_in(request))
+        keys = await self._delivery.fetch(caller_of(request, self._name_of), master, asked.ids)
+        if [key.key_id for key in keys] != list(asked.ids):
+            raise KeyhaulError("the kernel gave other keys than were asked for")
+        return _container(keys, [len(key.bits) * 8 for key in keys], trust=asked.trust)
+
+
+def render(error: KeyhaulError) -> web.Response:
+    """An error as 014 says it: its own message where clause 5 fixes one, cause and next step beside it."""
+    message, cause = error.cause, ""
+    if isinstance(error, KeyNotFound):
+        message, cause = etsi014.KEYS_NOT_FOUND, error.cause
+    elif isinstance(error, ExtensionRefused):
+        message, cause = etsi014.MANDATORY_UNMET, error.cause
+    told: list[Mapping[str, str | int]] = [error.details, {"cause": cause}, {"next_step": error.remedy}]
+    details = tuple(dict(pairs) for pairs in told if any(value != "" for value in pairs.values()))
+    response = _json(_status(error), etsi014.encode_refusal(Refusal(message, details)))
+    if response.status == 503 and error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def _status(error: KeyhaulError) -> int:
+    """Anything that is neither the caller's fault nor its missing right is ours: 503."""
+    if isinstance(error, Unauthorized):
+        return 401
+    if isinstance(error, TimedOut):
+        return 400
+    return error.status if isinstance(error, Refused) else 503
+
+
+def _container(keys: Sequence[Delivered], sizes: list[int], *, trust: bool) -> web.Response:
+    try:
+        if not all(sizes) or [len(key.bits) * 8 for key in keys] != sizes:
+            raise KeyhaulError("the kernel gave keys of other sizes than were ordered")
+        return _json(200, etsi014.encode_container(keys, trust=trust))
+    finally:
+        for key in keys:
+            key.bits.wipe()
+
+
+def _json(status: int, body: bytes) -> web.Response:
+    # no-store: answers hold keys, or say something about them, and no cache on the way may keep that
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "keyhaul"}
+    return web.Response(status=status, body=body, headers=headers)
+
+
+def _sae_in(request: web.Request) -> str:
+    """The SAE id in the path. aiohttp's own reading would decode some escapes twice or not at all."""
+    return etsi014.unquote_sae(request.rel_url.raw_path.split("/")[4])
+
+
+def _query(request: web.Request) -> dict[str, list[str]]:
+    query: dict[str, list[str]] = {}
+    for name, value in request.query.items():
+        query.setdefault(name, []).append(value)
+    return query

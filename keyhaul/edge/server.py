@@ -1,0 +1,245 @@
+"""One TLS port: bounded in size and time, JSON on every path, one log line for each refused request.
+
+The ports for SAEs, nodes and operators are each a `Port` around an aiohttp application. Handlers raise
+errors of `keyhaul.errors`; the port's `render` is the one place that turns them into HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+from cryptography import x509
+
+from keyhaul.edge.tls import peer_certificate
+from keyhaul.errors import ConfigError, KeyhaulError, Malformed, Refused, TimedOut, TooLarge, Unavailable
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Render = Callable[[KeyhaulError], web.Response]
+NameOf = Callable[[x509.Certificate], str]
+
+LINGER = 2.0  # seconds a refused sender may go on before it is cut off, so that it can read the answer
+TLS_SHUTDOWN = 2.0  # seconds to say goodbye
+
+log = structlog.get_logger("keyhaul.edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one caller may cost: `body` in bytes, the rest in seconds.
+
+    `idle` runs from the opening of a connection, or from its last answer, until the next request's header
+    is complete; so it also ends connections that send their header drop by drop. `body_time` is for one
+    whole body. On closing, requests in progress get `grace` to finish.
+    """
+
+    body: int = 1024 * 1024
+    handshake: float = 10.0
+    idle: float = 60.0
+    body_time: float = 15.0
+    grace: float = 10.0
+
+
+class Port:
+    """A listening TLS port. `role` is what its callers are in the log: sae, node or admin."""
+
+    def __init__(
+        self,
+        role: str,
+        application: web.Application,
+        render: Render,
+        tls: ssl.SSLContext,
+        bounds: Bounds | None = None,
+    ) -> None:
+        self.role = role
+        self.render = render
+        self.bounds = bounds or Bounds()
+        self._tls = tls
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=self.bounds.grace)
+        self._servers: list[asyncio.Server] = []
+        application.middlewares.insert(0, self._middleware())
+
+    async def open(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve on these bound sockets; they belong to the port from now on."""
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        assert self._runner.server is not None
+        connection = functools.partial(Connection, self._runner.server, self, loop=loop)
+        for listener in sockets:
+            server = await loop.create_server(
+                connection,
+                sock=listener,
+                ssl=self._tls,
+                backlog=1024,
+                ssl_handshake_timeout=self.bounds.handshake,
+                ssl_shutdown_timeout=TLS_SHUTDOWN,
+            )
+            self._servers.append(server)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of every listener."""
+        return [listener.getsockname()[:2] for server in self._servers for listener in server.sockets]
+
+    async def close(self) -> None:
+        """Stop listening, let requests in progress finish for at most `grace` seconds, hang up."""
+        for server in self._servers:
+            server.close()
+        await self._runner.cleanup()
+        self._servers.clear()
+
+    def _middleware(self) -> Middleware:
+        @web.middleware
+        async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except ConnectionError:
+                raise  # nobody is left to answer
+            except KeyhaulError as error:
+                if error.status >= 500 and not isinstance(error, Unavailable):
+                    return self._refuse(request, self._unexpected(error))
+                return self._refuse(request, error)
+            except web.HTTPException as raised:
+                return self._refuse(request, _as_error(raised), raised.headers.get("Allow"))
+            except Exception as bug:  # noqa: BLE001  the root of a request: the port must stay up
+                return self._refuse(request, self._unexpected(bug))
+
+        return answer
+
+    def _refuse(
+        self, request: web.BaseRequest, error: KeyhaulError, allow: str | None = None
+    ) -> web.Response:
+        response = self.render(error)
+        if allow is not None:
+            response.headers["Allow"] = allow
+        if not request.content.is_eof():  # the rest of a body is never taken for the next request
+            response.force_close()
+        caller = request.protocol.caller if isinstance(request.protocol, Connection) else None
+        log.warning(
+            "request refused",
+            status=response.status,
+            cause=error.cause,
+            method=request.method,
+            path=request.rel_url.raw_path[:256],
+            **{self.role: caller},
+        )
+        return response
+
+    def _unexpected(self, bug: BaseException) -> Unavailable:
+        """Frames and types go into the log; foreign messages and local variables could hold a secret."""
+        frames = "".join(traceback.format_tb(bug.__traceback__))
+        cause = bug.cause if isinstance(bug, KeyhaulError) else ""
+        log.error("request failed", role=self.role, error=type(bug).__qualname__, cause=cause, frames=frames)
+        return Unavailable("the node failed on this request", "try again; the node's log tells more")
+
+
+class Connection(web.RequestHandler):
+    """One client connection, which remembers whose certificate it has."""
+
+    __slots__ = ("caller", "port")
+
+    def __init__(self, server: web.Server, port: Port, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            keepalive_timeout=port.bounds.idle,
+            lingering_time=LINGER,
+            access_log=None,  # type: ignore[arg-type]  # None is how aiohttp turns it off
+            auto_decompress=False,  # a few bytes could become very many
+        )
+        self.port = port
+        self.caller: str | None = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is not even HTTP; the connection is closed afterwards."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer is on its way already")
+        if status >= 500 and exc is not None:
+            error: KeyhaulError = self.port._unexpected(exc)
+        else:
+            error = Malformed("the request is not HTTP/1.1", "send a well-formed request")
+        response = self.port._refuse(request, error)
+        response.force_close()
+        return response
+
+    def log_exception(self, *_: Any, **details: Any) -> None:
+        """aiohttp's last resort; its own would print messages we cannot vouch for."""
+        log.error("connection failed", role=self.port.role, error=type(details.get("exc_info")).__qualname__)
+
+
+def caller_of(request: web.BaseRequest, name_of: NameOf) -> str:
+    """The name in the caller's certificate, worked out once per connection. Raises Unauthorized."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    if connection.caller is None:
+        connection.caller = name_of(peer_certificate(request.transport))
+    return connection.caller
+
+
+async def read_body(request: web.BaseRequest) -> bytes:
+    """The whole body. Raises TooLarge, TimedOut, and Malformed for broken framing or compression."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    bounds = connection.port.bounds
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Malformed("the body is compressed", "send it as it is, without Content-Encoding")
+    if (request.content_length or 0) > bounds.body:
+        raise _too_large(bounds)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(bounds.body_time):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > bounds.body:
+                    raise _too_large(bounds)
+    except TimeoutError:
+        raise TimedOut(
+            f"the body did not arrive within {bounds.body_time:g} s", "send it again in one piece"
+        ) from None
+    except web.RequestPayloadError:
+        raise Malformed("the body is not framed as HTTP/1.1 says", "send Content-Length, or chunks") from None
+    return bytes(body)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket for `Port.open`; port 0 takes a free one. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as problem:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {problem.strerror}", "free the address or choose another"
+        ) from None
+
+
+def _too_large(bounds: Bounds) -> TooLarge:
+    return TooLarge(f"the body is larger than {bounds.body} bytes", "ask for less in one request")
+
+
+def _as_error(raised: web.HTTPException) -> KeyhaulError:
+    """What aiohttp's router refuses: a path or a method that the port does not have."""
+    if raised.status == 404:
+        error = Refused("this path does not exist here", "see the interface's list of paths")
+    elif raised.status == 405:
+        error = Refused(
+            "this path does not take this method", f"use {raised.headers.get('Allow', 'another')}"
+        )
+    else:
+        error = Refused(f"the request cannot be served: {raised.reason}", "see the interface")
+    error.status = raised.status
+    return error

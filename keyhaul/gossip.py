@@ -1,0 +1,125 @@
+"""Carries signed descriptors between neighbours until every node of the federation holds the newest.
+
+`keyhaul.control` decides what is authentic and new; this module keeps it on disk and sends it on. A
+neighbour that announces itself afresh gets everything known here, so a node that lost its memory is
+whole again after one exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+import structlog
+
+from keyhaul.control import Directory, Known, Record, decode_records, encode_records
+from keyhaul.errors import KeyhaulError
+from keyhaul.pairing import Pairing
+from keyhaul.ports import Clock, Ledger
+
+SPACE = "directory"
+ANNOUNCE_EVERY = 900.0  # seconds between two announcements of one's own
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 10.0  # seconds
+
+Call = Callable[[str, bytes], Awaitable[bytes]]
+"""Posts records to a neighbour."""
+
+log = structlog.get_logger("keyhaul.gossip")
+
+
+class _Neighbour:
+    def __init__(self) -> None:
+        self.owed: dict[str, Record] = {}
+        self.news = asyncio.Event()
+
+    def owe(self, node: str, record: Record) -> None:
+        self.owed[node] = record
+        self.news.set()
+
+
+class Gossip:
+    """See the module docstring. `neighbours` are the sealed ones."""
+
+    def __init__(
+        self,
+        neighbours: Iterable[str],
+        call: Call,
+        directory: Directory,
+        pairing: Pairing,
+        ledger: Ledger,
+        clock: Clock,
+    ) -> None:
+        self._neighbours = {name: _Neighbour() for name in neighbours}
+        self._call = call
+        self._directory = directory
+        self._pairing = pairing
+        self._ledger = ledger
+        self._clock = clock
+
+    async def start(self) -> None:
+        """Take in what earlier runs knew, as far as it still passes every check."""
+        for name, value in (await self._ledger.items(SPACE)).items():
+            try:
+                record = msgspec.msgpack.decode(value, type=Record)
+                self._directory.receive(record, self._clock.now())
+            except (KeyhaulError, msgspec.MsgspecError) as error:
+                log.info("a stored descriptor is not good any more", node=name, cause=str(error))
+
+    async def run(self) -> None:
+        """Announce and pass on until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for name, neighbour in self._neighbours.items():
+                tasks.create_task(self._tell(name, neighbour))
+            while True:
+                await self.announce()
+                await asyncio.sleep(ANNOUNCE_EVERY)
+
+    async def announce(self) -> None:
+        """Renew this node's keys where due, and tell everyone."""
+        await self._pairing.rotate()
+        await self._pairing.prune()
+        record = self._pairing.announce()
+        known = self._directory.receive(record, self._clock.now())
+        if known is not None:
+            self._spread(known, but="")
+
+    async def receive(self, peer: str, body: bytes) -> None:
+        """Records from a neighbour. Raises what `Directory.receive` raises for the first bad one."""
+        for record in decode_records(body):
+            known = self._directory.receive(record, self._clock.now())
+            if known is None:
+                continue
+            node = known.descriptor.node
+            async with self._ledger.edit() as change:
+                change.put(SPACE, node, msgspec.msgpack.encode(record))
+            self._spread(known, but=peer)
+            if node == peer:
+                for other in self._directory.known():
+                    if other.descriptor.node != peer:
+                        self._neighbours[peer].owe(other.descriptor.node, other.record)
+
+    def _spread(self, known: Known, but: str) -> None:
+        for name, neighbour in self._neighbours.items():
+            if name not in (but, known.descriptor.node):
+                neighbour.owe(known.descriptor.node, known.record)
+
+    async def _tell(self, name: str, neighbour: _Neighbour) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            await neighbour.news.wait()
+            owed = dict(neighbour.owed)
+            try:
+                await self._call(name, encode_records(list(owed.values())))
+            except KeyhaulError as error:
+                log.info("descriptors not delivered", peer=name, cause=error.cause)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a key)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            pause = FIRST_PAUSE
+            for node, record in owed.items():
+                if neighbour.owed.get(node) is record:
+                    del neighbour.owed[node]
+            if not neighbour.owed:
+                neighbour.news.clear()

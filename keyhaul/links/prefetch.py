@@ -1,0 +1,189 @@
+"""Device keys fetched ahead and held durably at both ends, so that no request waits for a device.
+
+The sender draws keys from its device (014 enc_keys), saves them and offers their ids; the neighbour
+fetches the same keys from the other end of the pair (014 dec_keys), saves them and says which it
+holds. Only held keys are used. A key is erased at each end in the commit of the one message it served,
+so no bit of it serves two payloads, whatever crashes in between.
+
+With `ahead=False` every message asks the devices when it is made and when it comes in, as in paper A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from keyhaul.errors import KeyNotFound, Malformed, Unavailable
+from keyhaul.keys import Secret
+from keyhaul.links.supply import Supply
+from keyhaul.ports import Change, Ledger
+
+OFFER_TRIES = 40  # offers of one key before it counts as lost: the far end may lag
+MAX_OFFER = 1024
+
+
+class DeviceKey(Protocol):
+    """One key of a device, as `links.etsi014` returns it."""
+
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def bits(self) -> Secret: ...
+
+
+class Device(Protocol):
+    """One end of a QKD link behind its vendor's 014 interface. `size` is in bits."""
+
+    async def enc_keys(self, number: int, size: int) -> Sequence[DeviceKey]: ...
+    async def dec_keys(self, key_ids: Sequence[str]) -> Sequence[DeviceKey]: ...
+
+
+@dataclass(slots=True)
+class _Offered:
+    bits: Secret
+    tries: int = 0
+
+
+class DeviceKeys:
+    """The device keys of one link at one node, for sending and for receiving."""
+
+    def __init__(
+        self,
+        *,
+        peer: str,
+        owner: str,
+        device: Device,
+        ledger: Ledger,
+        key_size: int = 256,
+        low: int = 8,
+        high: int = 32,
+        ahead: bool = True,
+    ) -> None:
+        self.owner = owner
+        self.key_bytes = key_size // 8
+        self.ahead = ahead
+        self.supply: Supply[tuple[str, Secret]] = Supply(f"device keys for {peer}", low, high)
+        self._device = device
+        self._ledger = ledger
+        self._out, self._in = f"pad/{peer}/out", f"pad/{peer}/in"
+        self._offered: dict[str, _Offered] = {}
+        self._burned: list[str] = []
+        self.drawn = self.lost = 0  # keys
+
+    async def start(self) -> None:
+        """Keys of earlier runs are offered again: the neighbour says which it still holds."""
+        for name, bits in (await self._ledger.items(self._out)).items():
+            self._offered[name] = _Offered(Secret(bits))
+
+    def level(self) -> int:
+        """Bits ready for sending."""
+        return len(self.supply) * self.key_bytes * 8
+
+    # --- sending
+
+    async def take(self, number: int, patience: float) -> list[tuple[str, Secret]]:
+        """`number` keys that both ends hold; waits at most `patience` seconds. Raises InsufficientKey."""
+        if self.ahead:
+            return await self.supply.take(number, patience)
+        drawn = await self._device.enc_keys(number, self.key_bytes * 8)
+        self.drawn += len(drawn)
+        return [(key.key_id, key.bits) for key in drawn]
+
+    def spend(self, change: Change, names: Iterable[str]) -> None:
+        """Erase what a message uses, and what earlier messages burned, in that message's commit."""
+        if not self.ahead:
+            return
+        for name in names:
+            change.spend(self._out, name)
+        for name in self._burned:
+            change.erase(self._out, name)
+        self._burned.clear()
+
+    def give_back(self, keys: list[tuple[str, Secret]], *, burned: bool) -> None:
+        """Keys of a message that was never sent: usable again only if no cipher saw them."""
+        if burned or not self.ahead:
+            self._burned.extend(name for name, _ in keys)
+        else:
+            self.supply.add(keys)
+
+    async def draw(self) -> list[str]:
+        """Fetch what the supply lacks from the device, save it, and name all ids to offer."""
+        number = self.supply.shortage - len(self._offered)
+        if number > 0:
+            drawn = await self._device.enc_keys(number, self.key_bytes * 8)
+            self.drawn += len(drawn)
+            async with self._ledger.edit() as change:
+                for key in drawn:
+                    change.put(self._out, key.key_id, key.bits.reveal())
+            self._offered.update((key.key_id, _Offered(key.bits)) for key in drawn)
+        return list(self._offered)[:MAX_OFFER]
+
+    async def confirm(self, offered: Iterable[str], held: Iterable[str]) -> None:
+        """The neighbour's answer to an offer: held keys are ready, hopeless ones are burned."""
+        ready = set(held)
+        lost = []
+        for name in offered:
+            entry = self._offered.get(name)
+            if entry is None:
+                continue
+            entry.tries += 1
+            if name in ready:
+                self.supply.add([(name, self._offered.pop(name).bits)])
+            elif entry.tries >= OFFER_TRIES:
+                lost.append(name)
+        if lost:
+            async with self._ledger.edit() as change:
+                for name in lost:
+                    change.erase(self._out, name)
+                    del self._offered[name]
+            self.lost += len(lost)
+
+    # --- receiving
+
+    async def hold(self, names: Sequence[str]) -> list[str]:
+        """Fetch offered keys from this end of the pair and save them; returns the ids held now."""
+        if len(names) > MAX_OFFER:
+            raise Malformed(f"more than {MAX_OFFER} device keys in one offer")
+        held: list[str] = []
+        missing: list[str] = []
+        for name in names:
+            known = await self._ledger.item(self._in, name)
+            (missing if known is None else held).append(name)
+        fetched = await self._fetch(missing)
+        if fetched:
+            async with self._ledger.edit() as change:
+                for key in fetched:
+                    change.put(self._in, key.key_id, key.bits.reveal())
+        return held + [key.key_id for key in fetched]
+
+    async def _fetch(self, names: list[str]) -> list[DeviceKey]:
+        if not names:
+            return []
+        try:
+            return list(await self._device.dec_keys(names))
+        except (KeyNotFound, Unavailable):
+            if len(names) == 1:
+                return []
+        # All-or-nothing (014 §6.3): one unknown id hides the others, so ask for halves.
+        middle = len(names) // 2
+        return [*await self._fetch(names[:middle]), *await self._fetch(names[middle:])]
+
+    async def match(self, names: Sequence[str]) -> bytes:
+        """The bits of the named keys in order. Raises Malformed if one is not held here."""
+        if not self.ahead:
+            found = {key.key_id: key.bits for key in await self._device.dec_keys(list(names))}
+            return b"".join(found[name].reveal() for name in names)
+        parts = []
+        for name in names:
+            bits = await self._ledger.item(self._in, name)
+            if bits is None:
+                raise Malformed("the message names a device key that this node does not hold")
+            parts.append(bits)
+        return b"".join(parts)
+
+    def spend_matched(self, change: Change, names: Iterable[str]) -> None:
+        """Erase the keys of an accepted message, in the commit that accepts it."""
+        if self.ahead:
+            for name in names:
+                change.spend(self._in, name)

@@ -1,0 +1,131 @@
+"""Keeps the supplies of one link full: asks the neighbour for one-time keys, offers it device keys.
+
+One small request and answer between neighbours, off the path of every key. Two loops, because devices
+answer a thousand times slower than nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from keyhaul.control import Signer, Verifier
+from keyhaul.errors import KeyhaulError, Malformed
+from keyhaul.links.onetime import Batch, OneTimeKey, OneTimeKeys, check_batch, sign_batch
+from keyhaul.links.prefetch import DeviceKeys
+from keyhaul.links.supply import Supply
+from keyhaul.ports import Clock
+
+Call = Callable[[str, bytes], Awaitable[bytes]]
+"""Posts a refill request to a neighbour and returns its answer."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`want` one-time keys, please; and do you hold these device keys?"""
+
+    want: int
+    offers: tuple[str, ...]
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    batch: Batch | None
+    held: tuple[str, ...]
+
+
+_request = msgspec.msgpack.Decoder(Request).decode
+_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+class Refill:
+    """Both sides of the conversation for one neighbour."""
+
+    def __init__(
+        self,
+        *,
+        peer: str,
+        call: Call,
+        signer: Signer,
+        anchors: Verifier,
+        clock: Clock,
+        peer_keys: Supply[OneTimeKey],
+        own_keys: OneTimeKeys,
+        device: DeviceKeys | None,
+    ) -> None:
+        self._peer = peer
+        self._call = call
+        self._signer = signer
+        self._anchors = anchors
+        self._clock = clock
+        self._peer_keys = peer_keys
+        self._own_keys = own_keys
+        self._device = device
+
+    async def answer(self, body: bytes) -> bytes:
+        """What the neighbour asked for. Raises Malformed, or what the device raises."""
+        try:
+            request = _request(body)
+        except msgspec.MsgspecError as error:
+            raise Malformed(f"the refill request cannot be read ({error})") from None
+        batch = None
+        if request.want > 0:
+            batch = sign_batch(await self._own_keys.make(request.want), self._signer, self._peer)
+        held: list[str] = []
+        if request.offers:
+            if self._device is None:
+                raise Malformed("device keys are offered on a link without a device")
+            held = await self._device.hold(request.offers)
+        return msgspec.msgpack.encode(Reply(batch, tuple(held)))
+
+    async def run(self) -> None:
+        """Refill until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep(self._peer_keys, self.fetch_keys))
+            if self._device is not None and self._device.ahead:
+                tasks.create_task(self._keep(self._device.supply, self.offer_keys))
+
+    async def _keep(self, supply: Supply[Any], step: Callable[[], Awaitable[bool]]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            await supply.wanted.wait()
+            try:
+                moved = await step()
+            except KeyhaulError as error:
+                supply.trouble, moved = str(error), False
+            if moved:
+                pause = FIRST_PAUSE
+                continue
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a key)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def fetch_keys(self) -> bool:
+        """Ask for one-time keys once."""
+        reply = await self._ask(Request(self._peer_keys.shortage, ()))
+        if reply.batch is None:
+            raise Malformed(f"{self._peer} sent no one-time keys")
+        keys = check_batch(reply.batch, self._anchors, self._peer, self._signer.name, self._clock.now())
+        self._peer_keys.add(keys)
+        return bool(keys)
+
+    async def offer_keys(self) -> bool:
+        """Draw device keys and offer them once."""
+        device = self._device
+        assert device is not None
+        offers = await device.draw()
+        if not offers:
+            return False
+        reply = await self._ask(Request(0, tuple(offers)))
+        await device.confirm(offers, reply.held)
+        return bool(reply.held)
+
+    async def _ask(self, request: Request) -> Reply:
+        answer = await self._call(self._peer, msgspec.msgpack.encode(request))
+        try:
+            return _reply(answer)
+        except msgspec.MsgspecError as error:
+            raise Malformed(f"{self._peer} sent a refill answer that cannot be read ({error})") from None

@@ -1,0 +1,16 @@
+"""Every label that separates one use of a key, hash or signature from another, in one tree.
+
+A label is never reused for a second purpose and never built from foreign bytes.
+"""
+
+from __future__ import annotations
+
+_ROOT = b"keyhaul/v1/"
+
+MESSAGE_KEY = _ROOT + b"envelope/message-key"
+PAD_KEY = _ROOT + b"envelope/pad-key"
+KEM_BATCH = _ROOT + b"link/kem-batch"
+DESCRIPTOR = _ROOT + b"control/descriptor"
+PAIR_STATEMENT = _ROOT + b"pair/statement"
+PAIR_SECRET = _ROOT + b"pair/secret"
+ORIGIN_TAG = _ROOT + b"scheme/origin-tag"

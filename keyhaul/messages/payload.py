@@ -1,0 +1,127 @@
+"""What a scheme turns keys into, what the origin vouches for, and the three verbs of a scheme.
+
+Values and a Protocol; the schemes themselves are in `keyhaul.schemes`.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+
+from keyhaul.errors import Malformed, Tampered
+from keyhaul.keys import Secret
+from keyhaul.messages import labels
+from keyhaul.messages.envelope import tag
+
+TAG_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the origin vouches for besides the bits: everything a relay could otherwise swap.
+
+    `size` is bits per key, `expires` whole Unix seconds, `route` the nodes from origin to destination.
+    """
+
+    scheme: str
+    origin: str
+    destination: str
+    initiator: str
+    targets: tuple[str, ...]
+    key_ids: tuple[UUID, ...]
+    size: int
+    expires: int
+    route: tuple[str, ...]
+    trust: tuple[tuple[str, str], ...]
+
+    def transcript(self) -> bytes:
+        """One byte string for one context (msgpack arrays of fixed order are unambiguous)."""
+        return msgspec.msgpack.encode(
+            [
+                self.scheme,
+                self.origin,
+                self.destination,
+                self.initiator,
+                list(self.targets),
+                [key_id.bytes for key_id in self.key_ids],
+                self.size,
+                self.expires,
+                list(self.route),
+                [list(pair) for pair in self.trust],
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Payload:
+    """What travels: `head` in the clear of the inner message, `body` under the pads.
+
+    `body` starts with one slice of `size` bits per key; what follows is the scheme's own (a tag).
+    """
+
+    scheme: str
+    head: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A secret that exactly one origin and one destination share, and how to tell the other end.
+
+    `statement` is the origin's signed encapsulation; empty once the destination is known to hold it.
+    """
+
+    id: bytes
+    secret: Secret
+    statement: bytes = b""
+
+
+class Scheme(Protocol):
+    """The plug-in interface: three verbs and what they promise (design §2).
+
+    `labels` name the promise; a path policy demands labels and refuses weaker schemes.
+    """
+
+    name: str
+    labels: frozenset[str]
+
+    def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
+        """At the origin's node: keys of equal size to a payload without any pad yet."""
+
+    def pad_bytes(self, payload: Payload) -> int:
+        """How many bytes of pad one hop needs."""
+
+    def transit(self, payload: Payload, pad_in: bytes | None, pad_out: bytes | None) -> Payload:
+        """Take one pad off, put the next on. The origin has no `pad_in`, the destination no `pad_out`."""
+
+    def deliver(self, payload: Payload, context: Context, pair: Pair) -> list[Secret]:
+        """At the destination, all pads off: the keys. Raises Tampered before anything is stored."""
+
+
+def origin_tag(pair: Pair, context: Context, *parts: bytes) -> bytes:
+    """The origin's tag over context and payload under the pair's secret; it travels under the pad.
+
+    A tag made from the key itself would end the information-theoretic claim on the wire if it went
+    in the clear, and would let a relay substitute a key with a tag of its own (blind relay study, §5).
+    """
+    return tag(pair.secret.reveal(), labels.ORIGIN_TAG, pair.id, context.transcript(), *parts)
+
+
+def check_origin_tag(pair: Pair, context: Context, given: bytes, *parts: bytes) -> None:
+    """Raises Tampered, always the same way, unless the tag is the origin's."""
+    if not hmac.compare_digest(origin_tag(pair, context, *parts), given):
+        raise Tampered
+
+
+def split_keys(body: bytes, context: Context) -> tuple[list[bytes], bytes]:
+    """`(one slice a key, the rest)`. Raises Malformed when the body is too short."""
+    width = context.size // 8
+    end = width * len(context.key_ids)
+    if len(body) < end:
+        raise Malformed("the payload is shorter than the keys it announces")
+    return [body[at : at + width] for at in range(0, end, width)], body[end:]

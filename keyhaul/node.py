@@ -1,0 +1,434 @@
+"""One node, put together: the only module that names concrete classes, and the order they start in.
+
+1. unseal the root, open the ledger          4. resume what was under way
+2. read keys, numbers, descriptors           5. open the three ports
+3. build links, relay, origin                6. refill, gossip, sweep; say `ready`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from keyhaul import __version__, config, vault
+from keyhaul.control import Directory
+from keyhaul.edge import admin, sae, tls
+from keyhaul.edge import peer as peering
+from keyhaul.edge.posting import HttpPeers
+from keyhaul.edge.server import Port, bind
+from keyhaul.entropy import SystemEntropy
+from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
+from keyhaul.gossip import Gossip
+from keyhaul.identity import Anchors, Identity
+from keyhaul.letters import Letters
+from keyhaul.links.etsi014 import Device
+from keyhaul.links.onetime import OneTimeKey, OneTimeKeys
+from keyhaul.links.prefetch import DeviceKeys
+from keyhaul.links.refill import Refill
+from keyhaul.links.sealed import SealedLink
+from keyhaul.links.supply import Supply
+from keyhaul.messages.envelope import Mode
+from keyhaul.messages.etsi020 import PATHS, Ack, Dialect, ExtKeys, Void
+from keyhaul.origin import Origin
+from keyhaul.outbox import Outbox
+from keyhaul.pairing import Pairing
+from keyhaul.relay import Relay
+from keyhaul.routing import Edge, Network
+from keyhaul.schemes.trusted import Trusted
+from keyhaul.settlement import Settlement
+from keyhaul.site import ForeignPeer, Settings, Site
+
+KEM_LOW, KEM_HIGH = 32, 96  # one-time keys of a neighbour held ready
+SWEEP_EVERY = 1.0  # seconds
+
+log = structlog.get_logger("keyhaul.node")
+
+
+class WallClock:
+    """Unix time."""
+
+    def now(self) -> float:
+        return time.time()
+
+
+class Tasks:
+    """Background tasks that are never lost: a failure is logged, and stopping waits for all."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Awaitable[None], name: str) -> None:
+        task = asyncio.ensure_future(self._guard(work, name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, work: Awaitable[None], name: str) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 (a task root: one failed task must not end the node)
+            cause = error.cause if isinstance(error, KeyhaulError) else ""
+            log.error("background task failed", task=name, error=type(error).__name__, cause=cause)
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Kernel:
+    """What the node port calls: each message goes to the module that knows it."""
+
+    def __init__(
+        self, relay: Relay, settlement: Settlement, refills: Mapping[str, Refill], gossip: Gossip
+    ) -> None:
+        self._relay = relay
+        self._settlement = settlement
+        self._refills = refills
+        self._gossip = gossip
+
+    async def accept(self, peer: str, transfer: ExtKeys) -> None:
+        await self._relay.accept(peer, transfer)
+
+    async def acknowledge(self, peer: str, acks: Sequence[Ack]) -> None:
+        await self._settlement.acknowledge(peer, acks)
+
+    async def void(self, peer: str, request: Void) -> None:
+        await self._settlement.void(peer, request)
+
+    async def envelope(self, peer: str, body: bytes) -> None:
+        await self._relay.envelope(peer, body)
+
+    async def refill(self, peer: str, body: bytes) -> bytes:
+        if peer not in self._refills:
+            raise Unauthorized(f"{peer!r} is not a neighbour on a sealed link")
+        return await self._refills[peer].answer(body)
+
+    async def records(self, peer: str, body: bytes) -> None:
+        await self._gossip.receive(peer, body)
+
+
+class Node:
+    """A running node. `start` and `stop` once each; `urls` after `start`."""
+
+    def __init__(self, settings: config.NodeConfig) -> None:
+        self.config = settings
+        self.urls: dict[str, str] = {}
+        self._tasks = Tasks()
+        self._clock = WallClock()
+        self._started = time.time()
+        self._ports: list[Port] = []
+        self._devices: list[Device] = []
+        self._stack = contextlib.AsyncExitStack()
+
+    # ------------------------------------------------------------------ start
+
+    async def start(self, sockets: Mapping[str, socket.socket] | None = None) -> None:
+        """Everything in the order of the module docstring. Raises ConfigError or SealError."""
+        for name, listener in self.config.listeners:
+            if sockets is None or name not in sockets:
+                sockets = {**(sockets or {}), name: bind(listener.host, listener.port)}
+        assert sockets is not None
+        self.urls = {name: _url(self.config, name, sockets[name]) for name in ("sae", "node", "admin")}
+        self.vault = await vault.open_vault(self.config.store)
+        self._stack.push_async_callback(self.vault.ledger.close)
+        self._build()
+        await self._load()
+        for message in await self.vault.ledger.messages():
+            self.outbox.send(message)
+        await self._serve(sockets)
+        self._run()
+        self._say_ready()
+
+    def _build(self) -> None:
+        settings, ledger = self.config, self.vault.ledger
+        node = settings.listeners.node
+        self.identity = Identity.load(_read(node.cert), _read(node.key))
+        if self.identity.name != settings.name:
+            raise ConfigError(
+                f"{node.cert}: the certificate is for {self.identity.name!r}, the node is {settings.name!r}",
+                "use the certificate that was made for this node",
+            )
+        self.anchors = Anchors.load(_read(node.ca))
+        self.directory = Directory(self.anchors)
+        self.peers = HttpPeers({peer.name: (peer.url, self._client_context(peer)) for peer in settings.peers})
+        self._stack.push_async_callback(self.peers.close)
+        self.pairing = Pairing(self.identity, settings.domain, self.directory, ledger, self._clock)
+        self.links: dict[str, SealedLink] = {}
+        self.refills: dict[str, Refill] = {}
+        for peer in settings.peers:
+            if peer.kind != "plain":
+                self._build_link(peer)
+        call = self.peers.call
+        self.gossip = Gossip(
+            self.links,
+            lambda peer, body: call(peer, "records", body),
+            self.directory,
+            self.pairing,
+            ledger,
+            self._clock,
+        )
+        self._build_relay()
+
+    def _client_context(self, peer: config.Peer) -> Any:
+        node = self.config.listeners.node
+        credentials = tls.Credentials(node.cert, node.key, node.ca)
+        # A foreign key manager may know no post-quantum group; nodes of ours always do.
+        policy = tls.Policy.COMPATIBLE if peer.kind == "plain" else tls.Policy(node.tls)
+        return tls.client_context(credentials, policy)
+
+    def _build_link(self, peer: config.Peer) -> None:
+        ledger = self.vault.ledger
+        device = self._device_keys(peer, peer.device) if peer.device is not None else None
+        own_keys = OneTimeKeys(peer.name, ledger)
+        peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer.name}", KEM_LOW, KEM_HIGH)
+        self.links[peer.name] = SealedLink(
+            me=self.config.name,
+            peer=peer.name,
+            mode=Mode(peer.mode),
+            epoch=ledger.incarnation[:8],
+            ledger=ledger,
+            clock=self._clock,
+            peer_keys=peer_keys,
+            own_keys=own_keys,
+            device=device,
+        )
+        call = self.peers.call
+        self.refills[peer.name] = Refill(
+            peer=peer.name,
+            call=lambda name, body: call(name, "refill", body),
+            signer=self.identity,
+            anchors=self.anchors,
+            clock=self._clock,
+            peer_keys=peer_keys,
+            own_keys=own_keys,
+            device=device,
+        )
+
+    def _device_keys(self, peer: config.Peer, end: config.DeviceEnd) -> DeviceKeys:
+        credentials = tls.Credentials(end.cert, end.key, end.ca)
+        limits = {"key_size": end.key_size}
+        if end.max_key_per_request:
+            limits["max_key_per_request"] = end.max_key_per_request
+        device = Device(
+            end.url,
+            tls.client_context(credentials, tls.Policy(end.tls)),
+            peer_sae=end.peer_sae,
+            limits=limits,
+            method=end.method,
+        )
+        self._stack.push_async_callback(device.close)
+        return DeviceKeys(
+            peer=peer.name,
+            owner=end.own_sae,
+            device=device,
+            ledger=self.vault.ledger,
+            key_size=end.key_size,
+            low=self.config.prefetch.low,
+            high=self.config.prefetch.high,
+        )
+
+    def _build_relay(self) -> None:
+        settings, view = self.config, self.config.network
+        trusted = Trusted()
+        self.network = Network(
+            view.nodes,
+            [Edge(link.a, link.b, link.kind, link.mode) for link in view.links],
+            view.saes,
+            {name: foreign.node for name, foreign in view.foreign.items()},
+            view.costs,
+        )
+        self.site = Site(
+            name=settings.name,
+            ledger=self.vault.ledger,
+            links=self.links,
+            view=self.network,
+            schemes={trusted.name: trusted},
+            pairing=self.pairing,
+            entropy=SystemEntropy(),
+            clock=self._clock,
+            settings=_settings(settings),
+            callback=self.urls["node"] + PATHS["ack"],
+            foreign=_foreign(settings),
+        )
+        self.outbox = Outbox(self.peers, self._clock, self._tasks.spawn)
+        self.settlement = Settlement(self.site, self.outbox)
+        self.outbox.outcome = self.settlement
+        self.outbox.seal = Letters(self.site).seal
+        self.relay = Relay(self.site, self.outbox, self.settlement)
+        self.origin = Origin(self.site, self.relay, self.settlement, self._tasks.spawn)
+
+    async def _load(self) -> None:
+        await self.pairing.start()
+        await self.gossip.start()
+        for link in self.links.values():
+            await link.start()
+        await self.origin.start()
+
+    async def _serve(self, sockets: Mapping[str, socket.socket]) -> None:
+        kernel = Kernel(self.relay, self.settlement, self.refills, self.gossip)
+        plain = [peer for peer in self.config.peers if peer.kind == "plain"]
+        kinds = {
+            peer.name: peering.PeerKind.PLAIN if peer in plain else peering.PeerKind.SEALED
+            for peer in self.config.peers
+        }
+        callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in plain}
+        drafts = frozenset(peer.name for peer in plain if peer.dialect == "draft-0.4")
+        node_port = peering.NodePort(kernel, kinds, callbacks, drafts=drafts)
+        applications = {
+            "sae": (sae.SaeApplication(self.origin, self.config.limits).application(), sae.render, None),
+            "node": (node_port.application(), peering.render, peering.BOUNDS),
+            "admin": (admin.AdminApplication(self.status, self.trace).application(), admin.render, None),
+        }
+        for name, listener in self.config.listeners:
+            application, render, bounds = applications[name]
+            credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
+            context = tls.server_context(credentials, tls.Policy(listener.tls))
+            port = Port(name, application, render, context, bounds)
+            await port.open([sockets[name]])
+            self._stack.push_async_callback(port.close)
+
+    def _run(self) -> None:
+        spawn = self._tasks.spawn
+        spawn(self.gossip.run(), "gossip")
+        spawn(self._sweep(), "sweep")
+        for name, refill in self.refills.items():
+            spawn(refill.run(), f"refill {name}")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY)
+            try:
+                await self.settlement.sweep()
+            except KeyhaulError as error:
+                log.warning("sweep failed; tried again later", cause=error.cause)
+
+    def _say_ready(self) -> None:
+        log.info("node ready", node=self.config.name, grade=self.vault.grade, **self.urls)
+        if self.config.ready_file is not None:
+            ready = {
+                "name": self.config.name,
+                "pid": os.getpid(),
+                **{f"{name}_url": url for name, url in self.urls.items()},
+            }
+            _write_whole(self.config.ready_file, json.dumps(ready))
+
+    # ------------------------------------------------------------------ stop
+
+    async def stop(self) -> None:
+        """Close the ports, let requests finish, stop the tasks, close the ledger."""
+        log.info("node stops", node=self.config.name)
+        closing = self._stack.pop_all()
+        async with closing:
+            closing.push_async_callback(self._tasks.stop)
+
+    # ------------------------------------------------------------------ what operators see
+
+    async def status(self) -> dict[str, Any]:
+        """For the admin port and `keyhaul status`."""
+        return {
+            "name": self.config.name,
+            "domain": self.config.domain,
+            "version": __version__,
+            "uptime_seconds": round(time.time() - self._started, 3),
+            "urls": dict(self.urls),
+            "store": {
+                "kind": self.vault.kind,
+                "grade": self.vault.grade,
+                "warnings": list(self.vault.warnings),
+            },
+            "nodes_known": self.directory.nodes(),
+            "links": [
+                {"peer": link.peer, "kind": link.kind, "mode": link.mode.value, "level_bits": link.level()}
+                for link in self.links.values()
+            ],
+            "outbox": self.outbox.waiting(),
+            "unfinished": len(await self.vault.ledger.unfinished()),
+        }
+
+    async def trace(self, key_id: UUID) -> list[Mapping[str, Any]]:
+        """Every row of one key here: states, hops, times."""
+        return [{"node": self.config.name, **row.summary()} for row in await self.vault.ledger.find(key_id)]
+
+
+def prepare(settings: config.NodeConfig) -> list[str]:
+    """Make a new node's root secret (`init`); returns warnings to show. Raises SealError."""
+    settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    opened = vault.create_root(settings.store)
+    opened.root.wipe()
+    return [f"root secret kept by {opened.kind}, grade {opened.grade.value}", *opened.warnings]
+
+
+async def serve(settings: config.NodeConfig, *, sockets: Mapping[str, socket.socket] | None = None) -> None:
+    """Run a node until SIGTERM, SIGINT or cancellation; then stop it in order."""
+    node = Node(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await node.start(sockets)
+        await stop.wait()
+    finally:
+        await node.stop()
+
+
+def _settings(settings: config.NodeConfig) -> Settings:
+    delivery = settings.delivery
+    return Settings(
+        release=delivery.release,
+        request_timeout=delivery.request_timeout,
+        ttl=delivery.ttl,
+        retention=delivery.retention,
+        pool=delivery.pool,
+        key_size=settings.limits.key_size,
+        pen=settings.extension_pen,
+        max_key_count=settings.limits.max_key_count,
+    )
+
+
+def _foreign(settings: config.NodeConfig) -> dict[str, ForeignPeer]:
+    behind = settings.network.foreign
+    return {
+        peer.name: ForeignPeer(
+            peer.name,
+            frozenset(
+                name for name, at in behind.items() if at.node == settings.name and at.peer == peer.name
+            ),
+            Dialect(peer.dialect),
+        )
+        for peer in settings.peers
+        if peer.kind == "plain"
+    }
+
+
+def _url(settings: config.NodeConfig, name: str, listening: socket.socket) -> str:
+    host = dict(settings.listeners)[name].host
+    port = listening.getsockname()[1]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "check the path in the configuration") from None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Readers see the whole file or none of it."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,284 @@
+"""The SAE's side of a node: ask for keys, wait until the far end holds them, fetch keys by id.
+
+A request is served from keys relayed ahead for its SAEs where there are enough, else keys are minted
+and sent. A key is handed out in the commit that marks it as handed out, so a crash can lose an answer
+but never give one key to two callers. What was confirmed without a waiting caller (its request was cut
+off by a crash) stays ready for the next request of the same SAEs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+import structlog
+
+from keyhaul import lifecycle
+from keyhaul.errors import KeyhaulError, KeyNotFound, Unauthorized, Unavailable
+from keyhaul.keys import Ref, Row, Secret, State
+from keyhaul.messages.etsi014 import Delivered, Order, Standing
+from keyhaul.pools import Pool, Pools
+from keyhaul.ports import Spawn
+from keyhaul.relay import Batch, Relay
+from keyhaul.settlement import Settlement
+from keyhaul.site import Site
+
+log = structlog.get_logger("keyhaul.origin")
+
+MAX_BATCH = 128  # keys relayed ahead in one message
+
+
+class _Wait:
+    """Somebody waiting for keys to be confirmed: a master that takes them at once, or a pool."""
+
+    def __init__(self, refs: Iterable[Ref], master: str | None) -> None:
+        self.master = master
+        self.open = set(refs)
+        self.failed = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def conclude(self, row: Row) -> None:
+        self.open.discard(row.ref)
+        self.failed |= row.state is State.FAILED or row.state in (State.VOIDED, State.EXPIRED)
+        if (self.failed or not self.open) and not self.done.done():
+            self.done.set_result(None)
+
+
+class Origin:
+    """Serves the SAEs of one node (the `Delivery` that the 014 port calls)."""
+
+    def __init__(self, site: Site, relay: Relay, settlement: Settlement, spawn: Spawn) -> None:
+        self._site = site
+        self._relay = relay
+        self._settlement = settlement
+        self._spawn = spawn
+        self._waits: dict[Ref, _Wait] = {}
+        self._pools = Pools(site.settings.pool)
+        self._filling: set[Pool] = set()
+        settlement.claimant = self._claimant
+        settlement.concluded = self._concluded
+
+    async def start(self) -> None:
+        """Keys confirmed in earlier runs and never handed out are ready."""
+        for row in await self._site.ledger.deliverable():
+            self._pools.offer(row)
+
+    # ------------------------------------------------------------------ enc_keys
+
+    async def request(self, order: Order) -> list[Delivered]:
+        """Keys for a master and its slaves (014 enc_keys), confirmed at every target's node.
+
+        Raises NoSuchTarget, NoRoute, InsufficientKey, ExtensionRefused or Unavailable; then no key of
+        the request is ever delivered to anyone.
+        """
+        plain = not (order.options.keys() & {"keyhaul_scheme", "keyhaul_labels"})
+        if plain and (ready := await self._take_ready(order)):
+            return ready
+        at_once = self._site.settings.release == "immediate" or self._local(order)
+        batch = self._mint(order, waiting=not at_once)
+        if at_once:
+            await self._relay.dispatch(batch)
+        else:
+            await self._dispatch_and_wait(batch)
+        self._top_up(order)
+        return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
+
+    def _mint(self, order: Order, *, waiting: bool) -> Batch:
+        """Fresh keys; `waiting` keeps them for the master until they are handed out."""
+        now = self._site.clock.now()
+        settings = self._site.settings
+        width = order.size // 8
+        pool = self._site.entropy.read(width * order.number).reveal()
+        return Batch(
+            keys=[(uuid.uuid4(), Secret(pool[at * width : (at + 1) * width])) for at in range(order.number)],
+            initiator=order.master,
+            targets=order.targets,
+            size=order.size,
+            created=now,
+            deadline=now + settings.request_timeout,
+            expires=now + settings.ttl,
+            waiting=frozenset({order.master} if waiting else ()),
+            scheme=self._wanted(order),
+            demanded=frozenset(order.options.get("keyhaul_labels", ())),
+        )
+
+    def _wanted(self, order: Order) -> str | None:
+        wanted = order.options.get("keyhaul_scheme")
+        known = wanted in self._site.schemes
+        return wanted if known or "keyhaul_scheme" in order.mandatory else None
+
+    def _local(self, order: Order) -> bool:
+        return all(leg == self._site.name for leg in self._site.legs(order.targets))
+
+    async def _dispatch_and_wait(self, batch: Batch) -> None:
+        refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
+        wait = await self._confirmed(batch, refs, batch.initiator)
+        if wait.open or wait.failed:
+            await self._give_up(batch, refs, wait)
+
+    async def _confirmed(self, batch: Batch, refs: list[Ref], master: str | None) -> _Wait:
+        """Send a batch and wait until every key of it is confirmed, one failed, or time is up."""
+        wait = _Wait(refs, master)
+        self._waits.update((ref, wait) for ref in refs)
+        try:
+            await self._relay.dispatch(batch)
+            patience = max(batch.deadline - self._site.clock.now(), 0.0)
+            await asyncio.wait((wait.done,), timeout=patience)
+        finally:
+            for ref in refs:
+                self._waits.pop(ref, None)
+        return wait
+
+    async def _give_up(self, batch: Batch, refs: list[Ref], wait: _Wait) -> None:
+        """Time is up, or a node refused: void what is under way. An ack may still have been faster."""
+        rows = await self._settlement.abandon(refs)
+        if len(rows) == len(refs) and all(row.state is State.TAKEN for row in rows):
+            return
+        for leg in self._site.legs(batch.targets):
+            self._site.pairing.forget(leg)
+        if wait.failed:
+            raise Unavailable("the keys could not be delivered to every target", "ask again")
+        raise Unavailable(
+            f"the far end did not confirm the keys within {self._site.settings.request_timeout:g} s",
+            "ask again; the keys of this request were voided",
+        )
+
+    # ------------------------------------------------------------------ what the settlement tells
+
+    def _claimant(self, ref: Ref) -> str | None:
+        wait = self._waits.get(ref)
+        return wait.master if wait else None
+
+    def _concluded(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row.upstream is None:
+                self._learn(row)
+            wait = self._waits.get(row.ref)
+            if wait is None or wait.master is None:
+                self._pools.offer(row)
+            if wait is not None:
+                wait.conclude(row)
+
+    def _learn(self, row: Row) -> None:
+        """Whether the destinations hold the pair secrets their keys were authenticated with."""
+        for leg in row.legs:
+            if row.state is State.FAILED:
+                self._site.pairing.forget(leg)
+            elif row.state in (State.DELIVERABLE, State.TAKEN, State.RELAYED):
+                self._site.pairing.confirmed(leg)
+
+    # ------------------------------------------------------------------ keys relayed ahead
+
+    async def _take_ready(self, order: Order) -> list[Delivered]:
+        """Keys from the pool: all that were asked for, or none."""
+        pool = Pool(order.master, frozenset(order.targets), order.size)
+        refs = self._pools.pop(pool, order.number)
+        if not refs:
+            return []
+        try:
+            async with self._site.ledger.edit(*refs) as change:
+                rows = [row for ref in refs if (row := change.rows[ref]) and self._unused(row)]
+                if len(rows) < len(refs):
+                    raise _FewerThanCounted([row.ref for row in rows])
+                delivered = [self._give(row, order.master) for row in rows]
+        except _FewerThanCounted as found:
+            self._pools.put_back(pool, found.refs)
+            return []
+        self._top_up(order)
+        return delivered
+
+    def _unused(self, row: Row) -> bool:
+        current = row.expires > self._site.clock.now()
+        return row.state is State.DELIVERABLE and row.initiator in row.waiting and current
+
+    def _give(self, row: Row, sae: str) -> Delivered:
+        """Hand a key to one SAE under the row's lock: copy the bits, then note that it is gone."""
+        assert row.secret is not None
+        bits = Secret(row.secret.reveal())
+        row.waiting -= {sae}
+        if not row.waiting:
+            lifecycle.step(row, State.TAKEN, self._site.clock.now())
+        return Delivered(row.ref.key_id, bits, dict(row.trust))
+
+    def _top_up(self, order: Order) -> None:
+        pool = Pool(order.master, frozenset(order.targets), order.size)
+        if self._pools.lacking(pool) and pool not in self._filling:
+            self._filling.add(pool)
+            self._spawn(self._fill(pool, order), "fill pool")
+
+    async def _fill(self, pool: Pool, order: Order) -> None:
+        """Relay keys ahead of demand until the pool is full or the network will not."""
+        try:
+            while lacking := self._pools.lacking(pool):
+                number = min(lacking, MAX_BATCH)
+                batch = self._mint(Order(order.master, order.targets, number, order.size), waiting=True)
+                refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
+                if self._local(order):
+                    await self._relay.dispatch(batch)
+                    self._pools.put_back(pool, refs)
+                    continue
+                wait = await self._confirmed(batch, refs, None)
+                if wait.open or wait.failed:
+                    await self._settlement.abandon(wait.open)
+                    return
+        except KeyhaulError as error:
+            log.info("pool not filled", master=order.master, cause=error.cause)
+        finally:
+            self._filling.discard(pool)
+
+    # ------------------------------------------------------------------ dec_keys and status
+
+    async def fetch(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[Delivered]:
+        """Keys by id for an SAE that was named (014 dec_keys): all of them, or none is touched.
+
+        Raises Unauthorized if the caller was not named for one of them, KeyNotFound if one is unknown,
+        delivered, voided or expired.
+        """
+        refs = [Ref(key_id, self._site.name) for key_id in key_ids]
+        async with self._site.ledger.edit(*refs) as change:
+            rows = [change.rows[ref] for ref in refs]
+            if any(row is not None and caller not in row.targets for row in rows):
+                raise Unauthorized("the caller was not named in the request for one of these keys")
+            return [self._give(self._fetchable(row, caller, master), caller) for row in rows]
+
+    def _fetchable(self, row: Row | None, caller: str, master: str) -> Row:
+        held = (
+            row is not None
+            and row.state is State.DELIVERABLE
+            and row.initiator == master
+            and caller in row.waiting
+            and row.expires > self._site.clock.now()
+        )
+        if row is None or not held:
+            raise KeyNotFound("one or more keys specified are not found on KME")
+        return row
+
+    async def status(self, master: str, slave: str) -> Standing:
+        """What a master could get for a slave right now (014 status). Raises NoSuchTarget."""
+        home = self._site.beyond(slave) or self._site.view.home(slave)
+        settings = self._site.settings
+        stored = self._pools.count(Pool(master, frozenset({slave}), settings.key_size))
+        count = min(stored + self._supply(home), settings.max_key_count)
+        return Standing(self._site.name, home, count, settings.max_key_count)
+
+    def _supply(self, home: str) -> int:
+        """Keys that the first link could carry now; what lies further on is not known here."""
+        try:
+            hops = self._site.view.hops(self._site.name, home)
+        except Unavailable:
+            return 0
+        if len(hops) < 2:
+            return self._site.settings.max_key_count
+        level = self._site.link(hops[1]).level()
+        most = self._site.settings.max_key_count
+        return most if level is None else min(most, level // self._site.settings.key_size)
+
+
+class _FewerThanCounted(Exception):
+    """Keys of the pool turned out to be gone; the others go back to it."""
+
+    def __init__(self, refs: Sequence[Ref]) -> None:
+        super().__init__()
+        self.refs = refs

@@ -1,0 +1,151 @@
+"""One durable queue per neighbour: what is owed is sent, again and unchanged, until it was answered.
+
+A message is on disk before it gets here (`Change.post`), so this module keeps only tasks. The rules:
+
+* an answer 2xx settles a message; 400 and 401 settle it too, as refused: the neighbour kept nothing
+  (020 V1.1.1 §2.6). Everything else, no answer included, leaves the neighbour's state unknown: the
+  message is sent again, byte for byte, until its deadline; then it has lapsed and the relay voids it.
+* at most `IN_FLIGHT` messages are under way to one neighbour; the others wait their turn.
+* a neighbour that does not answer is tried less and less often, by all messages together.
+* an acknowledgement or a void is sealed when it first leaves; repetitions are byte-equal after that.
+* what was settled is taken off the disk in batches: losing that record costs one more repetition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from keyhaul.errors import KeyhaulError, Unavailable
+from keyhaul.keys import Message
+from keyhaul.ports import Answer, Clock, Peers, Spawn
+
+IN_FLIGHT = 32
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
+SETTLE_AFTER = 0.02  # seconds that settled messages are collected
+
+log = structlog.get_logger("keyhaul.outbox")
+
+
+class Outcome(Protocol):
+    """Who is told what became of a message."""
+
+    async def settled(self, messages: Sequence[Message]) -> None:
+        """Accepted by the neighbour."""
+
+    async def refused(self, message: Message, answer: Answer) -> None:
+        """The neighbour kept nothing and will not."""
+
+    async def lapsed(self, message: Message) -> None:
+        """The deadline passed; what the neighbour holds is unknown."""
+
+
+class _Lane:
+    """What messages to one neighbour share."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Semaphore(IN_FLIGHT)
+        self.pause = 0.0
+        self.try_at = 0.0
+        self.waiting = 0
+
+    def failed(self, now: float) -> None:
+        self.pause = min(max(self.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+        self.try_at = now + self.pause * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a key)
+
+    def worked(self) -> None:
+        self.pause = self.try_at = 0.0
+
+
+class Outbox:
+    """See the module docstring."""
+
+    def __init__(self, peers: Peers, clock: Clock, spawn: Spawn) -> None:
+        self._peers = peers
+        self._clock = clock
+        self._spawn = spawn
+        self._lanes: defaultdict[str, _Lane] = defaultdict(_Lane)
+        self._done: list[Message] = []
+        self._collecting = False
+        self.outcome: Outcome | None = None
+        self.seal: Callable[[Message], Awaitable[Message]] = _as_it_is
+
+    def waiting(self) -> dict[str, int]:
+        """Messages not yet answered, by neighbour."""
+        return {peer: lane.waiting for peer, lane in self._lanes.items()}
+
+    def send(self, message: Message) -> None:
+        """Start sending a message that is on disk."""
+        self._spawn(self._deliver(message), f"outbox {message.path} to {message.peer}")
+
+    async def _deliver(self, message: Message) -> None:
+        lane = self._lanes[message.peer]
+        lane.waiting += 1
+        try:
+            answer = await self._until_answered(lane, message)
+        finally:
+            lane.waiting -= 1
+        assert self.outcome is not None
+        if answer is None:
+            await self.outcome.lapsed(message)
+        elif answer.status in (400, 401):
+            log.warning(
+                "neighbour refused",
+                peer=message.peer,
+                path=message.path,
+                status=answer.status,
+                cause=answer.cause,
+            )
+            await self.outcome.refused(message, answer)
+        else:
+            self._settle(message)
+
+    async def _until_answered(self, lane: _Lane, message: Message) -> Answer | None:
+        """The definite answer, or None when the deadline passed."""
+        attempt = 0.0
+        while self._clock.now() < message.deadline:
+            pause = max(lane.try_at - self._clock.now(), attempt)
+            if pause > 0:
+                await asyncio.sleep(min(pause, max(message.deadline - self._clock.now(), 0.0)))
+            async with lane.turn:
+                try:
+                    message = await self.seal(message)
+                    answer = await self._peers.post(message)
+                except Unavailable as error:
+                    lane.failed(self._clock.now())
+                    log.info("neighbour unreachable", peer=message.peer, cause=error.cause)
+                    continue
+            lane.worked()
+            if answer.status in (200, 202, 204, 400, 401):
+                return answer
+            # The neighbour lives but cannot take this one now: only this message slows down.
+            attempt = min(max(attempt * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            log.info("neighbour busy", peer=message.peer, path=message.path, cause=answer.cause)
+        return None
+
+    def _settle(self, message: Message) -> None:
+        self._done.append(message)
+        if not self._collecting:
+            self._collecting = True
+            self._spawn(self._collect(), "outbox settle")
+
+    async def _collect(self) -> None:
+        await asyncio.sleep(SETTLE_AFTER)
+        self._collecting = False
+        done, self._done = self._done, []
+        assert self.outcome is not None
+        try:
+            await self.outcome.settled(done)
+        except KeyhaulError as error:
+            log.warning("settling failed; the messages are sent once more", cause=error.cause)
+            for message in done:
+                self.send(message)
+
+
+async def _as_it_is(message: Message) -> Message:
+    return message

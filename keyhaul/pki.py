@@ -1,0 +1,230 @@
+"""Certificates on disk: four CAs per domain, and everything they sign. Private keys are born with mode 0600.
+
+<directory>/
+  node-anchors.pem              the node CAs of all domains: whom a node port believes
+  <domain>/
+    ca/{node,sae,admin,device}.{pem,key}
+    node/<name>.{pem,key}       ML-DSA-65, client and server
+    sae-port/, admin-port/      the server side of those ports
+    sae/, admin/                clients
+    device/, device-client/     014 servers of QKD devices, and nodes in the role of their SAE
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from keyhaul.certificates import CLIENT, SERVER, Key, Leaf, authority, issue
+from keyhaul.errors import ConfigError
+
+ROLES = ("node", "sae", "admin", "device")
+
+_NAME = re.compile(r"[a-z0-9-]{1,63}")
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
+_SKEW = timedelta(minutes=5)  # certificates must work at once on a neighbour whose clock is a bit behind
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """PEM files of one party: its certificate, its key, and the CAs it accepts on the other side."""
+
+    cert: Path
+    key: Path
+    ca: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Days that certificates are valid from `start`, which is now unless given."""
+
+    leaf: int = 365
+    ca: int = 3650
+    start: datetime | None = None
+
+    def window(self, days: int) -> tuple[datetime, datetime]:
+        """First and last moment of validity."""
+        start = (self.start or datetime.now(UTC)) - _SKEW
+        return start, start + timedelta(days=days)
+
+
+@dataclass(frozen=True, slots=True)
+class Pki:
+    """The authorities under one directory. Every method writes files and raises ConfigError if it cannot.
+
+    Nothing that exists is overwritten unless `overwrite` is set.
+    """
+
+    directory: Path
+    domains: tuple[str, ...]
+    lifetimes: Lifetimes = Lifetimes()
+    overwrite: bool = False
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        domains: Sequence[str],
+        *,
+        lifetimes: Lifetimes | None = None,
+        overwrite: bool = False,
+    ) -> Pki:
+        """Make the CAs of these domains, and the bundle that lets their nodes believe each other."""
+        if not domains or len(set(domains)) < len(domains):
+            raise ConfigError("a PKI needs at least one domain, and each once", "name the domains")
+        for name in domains:
+            _check_name("domain", name)
+        pki = cls(directory, tuple(domains), lifetimes or Lifetimes(), overwrite)
+        pki._refuse(pki._anchors, *(pki._ca(d, role) for d in domains for role in ROLES))
+        for name in domains:
+            for role in ROLES:
+                certificate, key = authority(name, role, pki.lifetimes.window(pki.lifetimes.ca))
+                path = pki._ca(name, role)
+                pki._save(path, path.with_suffix(".key"), certificate, key)
+        bundle = b"".join(pki._ca(name, "node").read_bytes() for name in domains)
+        pki._write(pki._anchors, bundle, 0o644)
+        return pki
+
+    @classmethod
+    def open(cls, directory: Path, *, lifetimes: Lifetimes | None = None, overwrite: bool = False) -> Pki:
+        """Use the CAs that `create` made there earlier."""
+        found = sorted(path.parent.parent.name for path in directory.glob("*/ca/node.pem"))
+        if not found:
+            raise ConfigError(
+                f"{directory}: no certificate authorities here", "make them with `keyhaul init`"
+            )
+        return cls(directory, tuple(found), lifetimes or Lifetimes(), overwrite)
+
+    def node(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
+        """A node, as server and client of its neighbours; it believes the nodes of all domains."""
+        _check_name("node", name)
+        leaf = Leaf(name, "node", hosts, (*SERVER, *CLIENT), "ml-dsa-65")
+        return self._issue(domain, "node", "node", leaf, self._anchors)
+
+    def sae_port(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
+        """The port of node `name` for SAEs of its domain."""
+        _check_name("node", name)
+        return self._issue(domain, "sae", "sae-port", Leaf(name, None, hosts, SERVER))
+
+    def admin_port(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
+        """The port of node `name` for operators of its domain."""
+        _check_name("node", name)
+        return self._issue(domain, "admin", "admin-port", Leaf(name, None, hosts, SERVER))
+
+    def admin(self, domain: str, name: str) -> Files:
+        """An operator."""
+        return self._issue(domain, "admin", "admin", Leaf(name, "admin", (), CLIENT))
+
+    def sae(self, domain: str, sae_id: str, algorithm: str = "ecdsa") -> Files:
+        """An SAE; `algorithm` is ecdsa, or ml-dsa-65 for clients that can use it."""
+        leaf = Leaf(sae_id, "sae", (), CLIENT, algorithm)
+        return self._issue(domain, "sae", "sae", leaf)
+
+    def device(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
+        """The 014 server of a QKD device."""
+        return self._issue(domain, "device", "device", Leaf(name, "device", hosts, SERVER))
+
+    def device_client(self, domain: str, sae_id: str) -> Files:
+        """A node in the role of an SAE of its device."""
+        return self._issue(domain, "device", "device-client", Leaf(sae_id, "sae", (), CLIENT))
+
+    @property
+    def _anchors(self) -> Path:
+        return self.directory / "node-anchors.pem"
+
+    def _ca(self, domain: str, role: str) -> Path:
+        return self.directory / domain / "ca" / f"{role}.pem"
+
+    def _issue(self, domain: str, role: str, folder: str, leaf: Leaf, trust: Path | None = None) -> Files:
+        if domain not in self.domains:
+            raise ConfigError(f"there is no domain {domain!r} here", f"use one of {', '.join(self.domains)}")
+        stem = self.directory / domain / folder / file_name(leaf.name)
+        files = Files(_suffixed(stem, ".pem"), _suffixed(stem, ".key"), trust or self._ca(domain, role))
+        self._refuse(files.cert, files.key)
+        ca, ca_key = _load_ca(self._ca(domain, role))
+        certificate, key = issue(leaf, domain, ca, ca_key, self.lifetimes.window(self.lifetimes.leaf))
+        self._save(files.cert, files.key, certificate, key)
+        return files
+
+    def _save(self, cert: Path, key_path: Path, certificate: x509.Certificate, key: Key) -> None:
+        pem = serialization.Encoding.PEM
+        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        self._write(key_path, private, 0o600)
+        self._write(cert, certificate.public_bytes(pem), 0o644)
+
+    def _refuse(self, *paths: Path) -> None:
+        for path in paths:
+            if not self.overwrite and path.exists():
+                raise ConfigError(f"{path} exists already", "remove it, or ask for it to be overwritten")
+
+    def _write(self, path: Path, content: bytes, mode: int) -> None:
+        """Atomic: a reader sees the old file or the new one, whole, and never with a wider mode."""
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            self._make_folder(path.parent)
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if self.overwrite:
+                    fresh.replace(path)
+                else:
+                    os.link(fresh, path)  # fails if somebody else made the file meanwhile
+            finally:
+                fresh.unlink(missing_ok=True)
+        except FileExistsError:
+            raise ConfigError(
+                f"{path} exists already", "remove it, or ask for it to be overwritten"
+            ) from None
+        except OSError as problem:
+            raise ConfigError(f"{path}: {problem.strerror}", "choose a directory you may write to") from None
+
+    def _make_folder(self, folder: Path) -> None:
+        """`mkdir -p` would give the folders in between the umask's mode, not 0700."""
+        missing = [f for f in (folder, *folder.parents) if not f.exists()]
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+
+
+def file_name(name: str) -> str:
+    """A file name for any id: itself if it is harmless, else what is left of it and a hash (48 bits)."""
+    if _PLAIN.fullmatch(name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40].strip("_")
+    return f"{readable or 'id'}.{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def _suffixed(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no {kind} name", "use 1 to 63 characters of a-z, 0-9 and -")
+
+
+def _load_ca(path: Path) -> tuple[x509.Certificate, Key]:
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        key = serialization.load_pem_private_key(path.with_suffix(".key").read_bytes(), password=None)
+    except OSError as problem:
+        raise ConfigError(f"{problem.filename}: {problem.strerror}", _LOST) from None
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path} or its key is not readable PEM", _LOST) from None
+    if not isinstance(key, Key) or key.public_key() != certificate.public_key():
+        raise ConfigError(f"{path} and its key do not belong together", _LOST)
+    return certificate, key
+
+
+_LOST = "restore the CA from its backup, or make a new PKI with `keyhaul init`"

@@ -1,0 +1,437 @@
+"""The story of a key: sent on its way, accepted, passed on, acknowledged, voided, or given up.
+
+One short coroutine a step. Every step does its I/O first (pads, one-time keys), then opens an edit,
+re-reads the rows under their locks, asks the lifecycle table, and commits rows, spent key material and
+outgoing messages as one. Only what is on disk is sent or answered. Repeated, late and unknown messages
+are normal input.
+
+    dispatch   origin and gateway: keys leave for the nodes of their targets
+    envelope   a sealed message comes in: open it once, hand its content to the right step
+    accept     a neighbour hands keys on: pass them on, or hold them for an SAE
+
+What becomes of keys afterwards (acknowledgements, voids, deadlines) is in `keyhaul.settlement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from keyhaul import lifecycle
+from keyhaul.errors import (
+    Conflict,
+    Malformed,
+    NoSuchTarget,
+    Refused,
+    Spent,
+    Taken,
+    Tampered,
+    Unsupported,
+)
+from keyhaul.keys import Event, Message, Ref, Row, Secret, State
+from keyhaul.letters import Letters
+from keyhaul.messages import etsi020
+from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys
+from keyhaul.messages.payload import Context, Scheme
+from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
+from keyhaul.outbox import Outbox
+from keyhaul.ports import Change, Grant, Opened
+from keyhaul.settlement import Settlement
+from keyhaul.site import Site, choose_scheme, trust
+
+HOP_PATIENCE = 2.0  # seconds a relay waits for key material before it says 503
+
+log = structlog.get_logger("keyhaul.relay")
+
+
+@dataclass(slots=True)
+class Batch:
+    """Keys of one request: same SAEs, same size (bits), same fate. Times in Unix seconds."""
+
+    keys: list[tuple[UUID, Secret]]
+    initiator: str
+    targets: tuple[str, ...]
+    size: int
+    created: float
+    deadline: float
+    expires: float
+    upstream: str | None = None
+    callback: str | None = None
+    waiting: frozenset[str] = frozenset()
+    scheme: str | None = None
+    demanded: frozenset[str] = frozenset()
+    letter: Message | None = None
+    trust: dict[str, str] | None = None
+
+
+@dataclass(slots=True)
+class _Leg:
+    """One destination of a batch: where it is, which neighbour is next, what will be sent there."""
+
+    destination: str
+    peer: str
+    targets: tuple[str, ...]
+    route: tuple[str, ...]
+    trust: dict[str, str]
+    message: Message
+    grant: Grant | None
+
+
+class Relay:
+    """The steps of one node; see the module docstring."""
+
+    def __init__(self, site: Site, outbox: Outbox, settlement: Settlement) -> None:
+        self.site = site
+        self._outbox = outbox
+        self._settlement = settlement
+        self._letters = Letters(site)
+
+    # ------------------------------------------------------------------ dispatch
+
+    async def dispatch(self, batch: Batch) -> None:
+        """Send a batch on its way to all its targets. On return the intent is durable.
+
+        Raises NoSuchTarget, NoRoute, InsufficientKey, Unavailable or ExtensionRefused; then nothing
+        was stored or sent.
+        """
+        legs: list[_Leg] = []
+        rows: list[Row] = []
+        local = self.site.legs(batch.targets).get(self.site.name, ())
+        try:
+            for destination, targets in self.site.legs(batch.targets).items():
+                if destination != self.site.name:
+                    legs.append(await self._prepare(batch, destination, targets))
+            rows = [self._minted(batch, key_id, key, legs, local) for key_id, key in batch.keys]
+            batch.trust = dict(rows[0].trust)
+            async with self.site.ledger.edit(*(row.ref for row in rows)) as change:
+                _add(change, rows)
+                for leg in legs:
+                    if leg.grant is not None:
+                        leg.grant.spend(change)
+                    change.post(leg.message)
+                if batch.letter is not None:
+                    change.post(batch.letter)
+        except BaseException:
+            for leg in legs:
+                if leg.grant is not None:
+                    leg.grant.cancel()
+            raise
+        for message in (*(leg.message for leg in legs), batch.letter):
+            if message is not None:
+                self._outbox.send(message)
+
+    async def _prepare(self, batch: Batch, destination: str, targets: tuple[str, ...]) -> _Leg:
+        foreign = self.site.foreign.get(destination)
+        if foreign is not None:
+            return self._prepare_plain(batch, destination, targets)
+        hops = self.site.view.hops(self.site.name, destination)
+        scheme = choose_scheme(self.site, hops, batch.scheme, batch.demanded)
+        statement = trust(scheme, hops, self.site.view.labels(hops), self.site.view.picture(hops))
+        context = Context(
+            scheme=scheme.name,
+            origin=self.site.name,
+            destination=destination,
+            initiator=batch.initiator,
+            targets=targets,
+            key_ids=tuple(key_id for key_id, _ in batch.keys),
+            size=batch.size,
+            expires=int(batch.expires),
+            route=hops,
+            trust=tuple(sorted(statement.items())),
+        )
+        pair = self.site.pairing.outgoing(destination)
+        payload = scheme.originate([key for _, key in batch.keys], context, pair)
+        grant, message = await self._hand_on(
+            scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline
+        )
+        return _Leg(destination, hops[1], targets, hops, statement, message, grant)
+
+    def _prepare_plain(self, batch: Batch, peer: str, targets: tuple[str, ...]) -> _Leg:
+        """Keys for a foreign key manager leave as plain 020; the trust ends at its door."""
+        keys = tuple(ExtKey(key_id, key.reveal()) for key_id, key in batch.keys)
+        transfer = ExtKeys(keys, batch.initiator, targets, self.site.callback)
+        refs = tuple(Ref(key_id, self.site.name) for key_id, _ in batch.keys)
+        body = etsi020.encode_ext_keys(transfer)
+        message = self._letters.message(
+            peer, etsi020.EXT_KEYS, body, sealed=False, refs=refs, deadline=batch.deadline
+        )
+        statement = {"scheme": "plain", "path": f"{self.site.name}~{peer}", "wire": "TLS", "relays": "none"}
+        return _Leg(peer, peer, targets, (self.site.name, peer), statement, message, None)
+
+    async def _hand_on(
+        self, scheme: Scheme, wrapping: Wrapping, peer: str, pad_in: bytes | None, deadline: float
+    ) -> tuple[Grant, Message]:
+        """Put the next pad on a payload and seal it for a neighbour."""
+        payload = wrapping.payload
+        grant = await self.site.link(peer).grant(scheme.pad_bytes(payload), deadline=deadline)
+        try:
+            padded = scheme.transit(payload, pad_in, grant.pad())
+            transfer = wrap(
+                Wrapping(wrapping.context, padded, wrapping.deadline),
+                self.site.callback,
+                self.site.settings.pen,
+            )
+            body = grant.seal(etsi020.EXT_KEYS, etsi020.encode_ext_keys(transfer))
+        except BaseException:
+            grant.cancel()
+            raise
+        context = wrapping.context
+        leg = self.site.name if pad_in is None else context.destination
+        refs = tuple(Ref(key_id, leg) for key_id in context.key_ids)
+        message = self._letters.message(
+            peer, etsi020.EXT_KEYS, body, sealed=True, refs=refs, deadline=wrapping.deadline
+        )
+        return grant, message
+
+    def _minted(
+        self, batch: Batch, key_id: UUID, key: Secret, legs: Sequence[_Leg], local: tuple[str, ...]
+    ) -> Row:
+        foreign = batch.upstream is not None
+        row = Row(
+            ref=Ref(key_id, self.site.name),
+            state=State.ACCEPTED if foreign else State.MINTED,
+            initiator=batch.initiator,
+            targets=batch.targets,
+            size=batch.size,
+            created=batch.created,
+            deadline=batch.deadline,
+            expires=batch.expires,
+            upstream=batch.upstream,
+            callback=batch.callback,
+            waiting=batch.waiting | frozenset(local),
+            legs={leg.destination: State.SENDING for leg in legs},
+            peers={leg.destination: leg.peer for leg in legs},
+            scheme=legs[0].trust["scheme"] if legs else "local",
+            path=legs[0].route if legs else (self.site.name,),
+            trust=_joined([leg.trust for leg in legs]) if legs else _LOCAL_TRUST,
+            secret=key,
+        )
+        row.history = (Event(row.state, batch.created),)
+        lifecycle.step(row, State.SENDING if legs else State.DELIVERABLE, batch.created)
+        if not legs and not row.waiting:
+            lifecycle.step(row, State.TAKEN, batch.created)
+        return row
+
+    # ------------------------------------------------------------------ accept
+
+    async def envelope(self, peer: str, body: bytes) -> None:
+        """A sealed message from a neighbour. Returning means: accepted, and durably so."""
+        link = self.site.link(peer)
+        opened = await link.open(body)
+        if opened is None:
+            return
+        try:
+            await self._receive(peer, opened)
+        except (Taken, Spent):
+            # The same message came twice at once; the other copy was stored first.
+            if await link.open(body) is not None:
+                raise
+
+    async def _receive(self, peer: str, opened: Opened) -> None:
+        if opened.path == etsi020.EXT_KEYS:
+            await self.accept(peer, etsi020.decode_ext_keys(opened.content), opened)
+        elif opened.path == etsi020.ACK:
+            await self._settlement.acknowledge(peer, etsi020.decode_acks(opened.content), opened)
+        elif opened.path == etsi020.VOID:
+            await self._settlement.void(peer, etsi020.decode_void(opened.content), opened)
+        else:
+            raise Malformed("the envelope holds an operation that 020 does not know")
+
+    async def accept(self, peer: str, transfer: ExtKeys, opened: Opened | None = None) -> None:
+        """Keys from a neighbour (020 ext_keys). 400 and 401 promise that nothing was kept."""
+        unknown = set(transfer.extension_mandatory) - {f"E{self.site.settings.pen}_keyhaul"}
+        wrapping = unwrap(transfer, self.site.settings.pen)
+        if unknown or (wrapping is not None) != (opened is not None):
+            names = ", ".join(sorted(unknown)) or "keyhaul payloads travel in envelopes only"
+            raise Unsupported("a mandatory extension is not supported", unsupported_mandatory_extension=names)
+        if wrapping is None or opened is None:
+            await self._enter(peer, transfer)
+        elif wrapping.context.destination == self.site.name:
+            await self._arrive(peer, wrapping, opened)
+        else:
+            await self._pass_on(peer, wrapping, opened)
+
+    def _scheme(self, name: str) -> Scheme:
+        scheme = self.site.schemes.get(name)
+        if scheme is None:
+            raise Unsupported(f"scheme {name!r} is not available here", unsupported_mandatory_extension=name)
+        return scheme
+
+    async def _pass_on(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
+        """A relay: new pad on, old pad off, and not a bit of the key in the ledger."""
+        context, now = wrapping.context, self.site.clock.now()
+        hop = self.site.next_hop(context.route)
+        if hop == peer:
+            raise Refused("the route leads back to its sender", invalid_routing="next hop is the caller")
+        scheme = self._scheme(context.scheme)
+        pad_in = opened.pad(scheme.pad_bytes(wrapping.payload))
+        patience = min(wrapping.deadline, now + HOP_PATIENCE)
+        grant, message = await self._hand_on(scheme, wrapping, hop, pad_in, patience)
+        rows = [self._accepted(peer, wrapping, key_id, now) for key_id in context.key_ids]
+        for row in rows:
+            row.legs, row.peers = {context.destination: State.SENDING}, {context.destination: hop}
+            lifecycle.step(row, State.SENDING, now)
+        try:
+            async with self.site.ledger.edit(*(row.ref for row in rows)) as change:
+                _add(change, rows)
+                opened.spend(change)
+                grant.spend(change)
+                change.post(message)
+        except _VoidedBefore:
+            grant.cancel()
+            await self._answer_voided(peer, wrapping, opened)
+            return
+        except BaseException:
+            grant.cancel()
+            raise
+        self._outbox.send(message)
+
+    async def _arrive(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
+        """The destination: last pad off, origin checked, keys held; then, and only then, the ack."""
+        context, now = wrapping.context, self.site.clock.now()
+        keys = await self._unpack(wrapping, opened)
+        rows = [self._accepted(peer, wrapping, key_id, now) for key_id in context.key_ids]
+        for at, row in enumerate(rows):
+            if keys is None:
+                lifecycle.step(row, State.FAILED, now)
+                continue
+            row.secret, row.waiting = keys[at], frozenset(row.targets)
+            lifecycle.step(row, State.DELIVERABLE, now)
+        status = AckStatus.FAILED if keys is None else AckStatus.RELAYED
+        message = self._letters.acks(peer, [_ack(context, status)])
+        try:
+            async with self.site.ledger.edit(*(row.ref for row in rows)) as change:
+                _add(change, rows)
+                opened.spend(change)
+                change.post(message)
+        except _VoidedBefore:
+            await self._answer_voided(peer, wrapping, opened)
+            return
+        self._outbox.send(message)
+
+    async def _unpack(self, wrapping: Wrapping, opened: Opened) -> list[Secret] | None:
+        """The keys, or None when they are not what the origin sent: one constant failure, no hint."""
+        context = wrapping.context
+        scheme = self._scheme(context.scheme)
+        try:
+            if self.site.legs(context.targets) != {self.site.name: context.targets}:
+                raise Tampered
+            pad = opened.pad(scheme.pad_bytes(wrapping.payload))
+            bare = scheme.transit(wrapping.payload, pad, None)
+            pair = await self.site.pairing.incoming(bare.head, context.origin)
+            return scheme.deliver(bare, context, pair)
+        except (Tampered, Malformed, NoSuchTarget):
+            log.error(
+                "keys refused: not what the origin sent", origin=context.origin, keys=len(context.key_ids)
+            )
+            return None
+
+    async def _answer_voided(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
+        """The void overtook its keys: take the message in, keep nothing, say so."""
+        message = self._letters.acks(peer, [_ack(wrapping.context, AckStatus.VOIDED)])
+        async with self.site.ledger.edit() as change:
+            opened.spend(change)
+            change.post(message)
+        self._outbox.send(message)
+
+    async def _enter(self, peer: str, transfer: ExtKeys) -> None:
+        """A gateway: keys of a foreign key manager enter; from here on this node is their origin."""
+        now = self.site.clock.now()
+        sizes = {len(key.value) * 8 for key in transfer.keys}
+        if len(sizes) != 1 or len({key.key_id for key in transfer.keys}) != len(transfer.keys):
+            raise Malformed("keys of one transfer must be distinct and of one size", invalid_parameter="keys")
+        if peer in self.site.legs(transfer.target_sae_ids):
+            raise Refused("a target is reached through the caller", invalid_routing="next hop is the caller")
+        if await self._same_again(peer, transfer):
+            return
+        batch = Batch(
+            keys=[(key.key_id, Secret(key.value)) for key in transfer.keys],
+            initiator=transfer.initiator_sae_id,
+            targets=transfer.target_sae_ids,
+            size=sizes.pop(),
+            created=now,
+            deadline=now + self.site.settings.request_timeout,
+            expires=now + self.site.settings.ttl,
+            upstream=peer,
+            callback=transfer.ack_callback_url,
+        )
+        if all(leg == self.site.name for leg in self.site.legs(batch.targets)):
+            batch.letter = self._letters.acks(peer, [_relayed(batch)], batch.callback)
+        await self.dispatch(batch)
+
+    async def _same_again(self, peer: str, transfer: ExtKeys) -> bool:
+        """Whether this transfer was accepted before (020 §2.6: a retry is answered as then).
+
+        Raises Conflict, never 400, if a key id is known with another value or other SAEs.
+        """
+        rows = [await self.site.ledger.get(Ref(key.key_id, self.site.name)) for key in transfer.keys]
+        if not any(rows):
+            return False
+        for key, row in zip(transfer.keys, rows, strict=True):
+            same = (
+                row is not None
+                and row.upstream == peer
+                and row.initiator == transfer.initiator_sae_id
+                and set(row.targets) == set(transfer.target_sae_ids)
+                and (row.secret is None or row.secret.same_as(Secret(key.value)))
+            )
+            if not same:
+                raise Conflict("a key of this id is known with another value or other SAEs")
+        return True
+
+    def _accepted(self, peer: str, wrapping: Wrapping, key_id: UUID, now: float) -> Row:
+        context = wrapping.context
+        return Row(
+            ref=Ref(key_id, context.destination),
+            state=State.ACCEPTED,
+            initiator=context.initiator,
+            targets=context.targets,
+            size=context.size,
+            created=now,
+            deadline=wrapping.deadline,
+            expires=float(context.expires),
+            upstream=peer,
+            scheme=context.scheme,
+            path=context.route,
+            trust=dict(context.trust),
+            history=(Event(State.ACCEPTED, now),),
+        )
+
+
+class _VoidedBefore(Exception):
+    """The rows are tombstones of a void that came first."""
+
+
+def _add(change: Change, rows: Sequence[Row]) -> None:
+    """Put new rows into a change whose refs must be free."""
+    held = [row for row in change.rows.values() if row is not None]
+    if held and all(row.state is State.VOIDED for row in held):
+        raise _VoidedBefore
+    if held:
+        raise Conflict("a key of this id exists already")
+    for row in rows:
+        change.rows[row.ref] = row
+
+
+def _ack(context: Context, status: AckStatus) -> Ack:
+    return Ack(context.key_ids, status, context.initiator, context.targets)
+
+
+def _relayed(batch: Batch) -> Ack:
+    ids = tuple(key_id for key_id, _ in batch.keys)
+    return Ack(ids, AckStatus.RELAYED, batch.initiator, batch.targets)
+
+
+_LOCAL_TRUST = {"scheme": "local", "wire": "not on a wire", "relays": "no relay", "neighbour": "no relay"}
+
+
+def _joined(statements: Sequence[dict[str, str]]) -> dict[str, str]:
+    """One statement for a key that went to several nodes: every value that occurs, in words."""
+    names = {name for statement in statements for name in statement}
+    return {
+        name: ", ".join(dict.fromkeys(each[name] for each in statements if name in each))
+        for name in sorted(names)
+    }

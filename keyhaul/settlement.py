@@ -1,0 +1,341 @@
+"""What became of keys: acknowledgements, voids and deadlines, carried back hop by hop.
+
+    acknowledge   a neighbour tells what became of keys: settle the rows, tell who is upstream
+    void          whoever gave or got keys takes them back: cancel what was not delivered
+    lapse         a deadline passed without an answer: give up, and tell both sides
+    settled, refused, lapsed   what the outbox learned about a message
+
+A status is believed only from the neighbour that the row was sent to. Statuses a row has no use for any
+more change nothing. A void of an unknown key leaves a tombstone, so that the key cannot come after it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import structlog
+
+from keyhaul import lifecycle
+from keyhaul.errors import KeyNotFound
+from keyhaul.keys import Event, Message, Ref, Row, State
+from keyhaul.letters import Letters
+from keyhaul.messages import etsi020
+from keyhaul.messages.etsi020 import Ack, AckStatus, Void
+from keyhaul.outbox import Outbox
+from keyhaul.ports import Answer, Change, Opened
+from keyhaul.site import Site
+
+GRACE = 2.0  # seconds a row's deadline may be past before the sweep gives it up
+
+log = structlog.get_logger("keyhaul.settlement")
+
+_BAD = frozenset({AckStatus.FAILED, AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
+_VOIDING = frozenset({AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
+
+
+@dataclass(slots=True)
+class News:
+    """What a step has to tell: statuses upward, voids downward, by neighbour and by the SAEs they concern."""
+
+    acks: dict[tuple[str, str | None], list[tuple[UUID, AckStatus, Row]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    voids: dict[tuple[str, str, tuple[str, ...]], list[UUID]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    ended: list[Row] = field(default_factory=list)
+
+    def up(self, row: Row, status: AckStatus) -> None:
+        if row.upstream is not None:
+            self.acks[row.upstream, row.callback].append((row.ref.key_id, status, row))
+
+    def down(self, peer: str, row: Row, targets: tuple[str, ...]) -> None:
+        self.voids[peer, row.initiator, targets].append(row.ref.key_id)
+
+
+class Settlement:
+    """The backward half of the relay of one node; see the module docstring."""
+
+    def __init__(self, site: Site, outbox: Outbox) -> None:
+        self.site = site
+        self._outbox = outbox
+        self._letters = Letters(site)
+        self.claimant: Callable[[Ref], str | None] = lambda ref: None
+        """The master SAE that waits for a key right now; set by the origin."""
+        self.concluded: Callable[[Sequence[Row]], None] = lambda rows: None
+        """Told, after the commit, which rows of this origin were confirmed or ended."""
+
+    # ------------------------------------------------------------------ acknowledgements
+
+    async def acknowledge(self, peer: str, acks: Sequence[Ack], opened: Opened | None = None) -> None:
+        """Outcome of keys handed to `peer` (020 ext_keys/ack).
+
+        Raises KeyNotFound, for a plain peer, if it acknowledges a key it never got from here.
+        """
+        statuses: dict[Ref, list[tuple[str, AckStatus]]] = defaultdict(list)
+        for ack in acks:
+            for key_id in ack.key_ids:
+                found = [
+                    (row.ref, leg)
+                    for row in await self.site.ledger.find(key_id)
+                    for leg, hop in row.peers.items()
+                    if hop == peer and set(self.site.targets_at(row, leg)) == set(ack.target_sae_ids)
+                ]
+                if not found and opened is None:
+                    raise KeyNotFound(
+                        "no key of this id was handed to the caller", key_not_present=str(key_id)
+                    )
+                for ref, leg in found:
+                    statuses[ref].append((leg, ack.status))
+        await self._settle(statuses, opened)
+
+    async def _settle(self, statuses: dict[Ref, list[tuple[str, AckStatus]]], opened: Opened | None) -> None:
+        now = self.site.clock.now()
+        news = News()
+        async with self.site.ledger.edit(*statuses) as change:
+            for ref, reports in statuses.items():
+                row = change.rows[ref]
+                if row is not None:
+                    for leg, status in reports:
+                        self._report(row, leg, status, news, now)
+            if opened is not None:
+                opened.spend(change)
+            messages = self._write(news, change)
+        self._tell(messages, news)
+
+    def _report(self, row: Row, leg: str, status: AckStatus, news: News, now: float) -> None:
+        """One status for one leg of one row, under the row's lock."""
+        if status is AckStatus.RELAYED and row.state in lifecycle.UNFINISHED:
+            row.legs[leg] = State.RELAYED
+            if lifecycle.reached(row.legs.values()):
+                self._confirm(row, now)
+                news.up(row, AckStatus.RELAYED)
+                news.ended.append(row)
+        elif status in _BAD and row.state in lifecycle.UNFINISHED:
+            row.legs[leg] = State.FAILED
+            self._fail(row, news, now)
+        elif status in _VOIDING and row.state is State.VOIDED and row.legs.get(leg) is not State.VOIDED:
+            row.legs[leg] = State.VOIDED
+            news.up(row, status)
+
+    def _confirm(self, row: Row, now: float) -> None:
+        """Every target's node holds the key. A master that waits for it takes it in the same commit."""
+        master = self.claimant(row.ref)
+        if not row.waiting:
+            lifecycle.step(row, State.RELAYED, now)
+            return
+        lifecycle.step(row, State.DELIVERABLE, now)
+        if master is not None:
+            row.waiting -= {master}
+        if not row.waiting:
+            lifecycle.step(row, State.TAKEN, now)
+
+    def _fail(self, row: Row, news: News, now: float) -> None:
+        lifecycle.step(row, State.FAILED, now)
+        for leg, hop in row.peers.items():
+            if row.legs.get(leg) is not State.FAILED:
+                news.down(hop, row, self.site.targets_at(row, leg))
+        news.up(row, AckStatus.FAILED)
+        news.ended.append(row)
+
+    # ------------------------------------------------------------------ voids
+
+    async def void(self, peer: str, request: Void, opened: Opened | None = None) -> None:
+        """Discard keys (020 ext_keys/void), asked by a neighbour that gave them or got them."""
+        refs = await self._named(peer, request)
+        now = self.site.clock.now()
+        news = News()
+        async with self.site.ledger.edit(*refs) as change:
+            for ref in refs:
+                row = change.rows[ref]
+                if row is None:
+                    row = change.rows[ref] = self._tombstone(ref, peer, request, now)
+                    self._answer(news, peer, request, row, AckStatus.NOT_PRESENT)
+                elif row.upstream == peer:
+                    self._void_from_above(row, peer, request, news, now)
+                elif peer in row.peers.values():
+                    self._void_from_below(row, peer, request, news, now)
+            if opened is not None:
+                opened.spend(change)
+            messages = self._write(news, change)
+        self._tell(messages, news)
+
+    async def _named(self, peer: str, request: Void) -> list[Ref]:
+        """The rows a void speaks of; free refs for keys that were never seen here."""
+        if not request.key_ids:
+            rows = await self.site.ledger.between(request.initiator_sae_id, frozenset(request.target_sae_ids))
+            return [row.ref for row in rows if row.upstream == peer or peer in row.peers.values()]
+        refs: list[Ref] = []
+        for key_id in dict.fromkeys(request.key_ids):
+            rows = [
+                row
+                for row in await self.site.ledger.find(key_id)
+                if row.upstream == peer or peer in row.peers.values()
+            ]
+            legs = self.site.legs(request.target_sae_ids)
+            unseen = [Ref(key_id, self.site.name if leg in self.site.foreign else leg) for leg in legs]
+            refs.extend([row.ref for row in rows] or unseen)
+        return list(dict.fromkeys(refs))
+
+    def _void_from_above(self, row: Row, peer: str, request: Void, news: News, now: float) -> None:
+        partly = row.state is State.DELIVERABLE and not row.peers and row.waiting != frozenset(row.targets)
+        if partly or row.state is State.TAKEN:
+            self._answer(news, peer, request, row, AckStatus.FAILED_TO_VOID)
+        elif not lifecycle.may(row, State.VOIDED):
+            self._answer(news, peer, request, row, AckStatus.NOT_PRESENT)
+        elif not row.peers:
+            lifecycle.step(row, State.VOIDED, now)
+            self._answer(news, peer, request, row, AckStatus.VOIDED)
+        else:
+            # A relay answers when the nodes further on have: they know whether an SAE has the key.
+            lifecycle.step(row, State.VOIDED, now)
+            for leg, hop in row.peers.items():
+                news.down(hop, row, self.site.targets_at(row, leg))
+
+    def _void_from_below(self, row: Row, peer: str, request: Void, news: News, now: float) -> None:
+        if row.state is State.TAKEN:
+            self._answer(news, peer, request, row, AckStatus.FAILED_TO_VOID)
+            return
+        if lifecycle.may(row, State.VOIDED):
+            unfinished = row.state in lifecycle.UNFINISHED
+            lifecycle.step(row, State.VOIDED, now)
+            for leg, hop in row.peers.items():
+                if hop != peer:
+                    news.down(hop, row, self.site.targets_at(row, leg))
+            if row.upstream is not None and unfinished:
+                news.up(row, AckStatus.FAILED)
+            elif row.upstream is not None:
+                news.down(row.upstream, row, row.targets)
+            news.ended.append(row)
+        self._answer(news, peer, request, row, AckStatus.VOIDED)
+
+    def _answer(self, news: News, peer: str, request: Void, row: Row, status: AckStatus) -> None:
+        news.acks[peer, request.ack_callback_url].append((row.ref.key_id, status, row))
+
+    def _tombstone(self, ref: Ref, peer: str, request: Void, now: float) -> Row:
+        return Row(
+            ref=ref,
+            state=State.VOIDED,
+            initiator=request.initiator_sae_id,
+            targets=request.target_sae_ids,
+            size=0,
+            created=now,
+            deadline=now,
+            expires=now + self.site.settings.ttl,
+            upstream=peer,
+            history=(Event(State.VOIDED, now),),
+        )
+
+    async def abandon(self, refs: Iterable[Ref]) -> list[Row]:
+        """The origin gives keys up: void them and everything downstream. Returns the rows as they are."""
+        refs = list(refs)
+        now = self.site.clock.now()
+        news, rows = News(), []
+        async with self.site.ledger.edit(*refs) as change:
+            for ref in refs:
+                row = change.rows[ref]
+                if row is None:
+                    continue
+                if lifecycle.may(row, State.VOIDED):
+                    lifecycle.step(row, State.VOIDED, now)
+                    for leg, hop in row.peers.items():
+                        news.down(hop, row, self.site.targets_at(row, leg))
+                rows.append(row)
+            messages = self._write(news, change)
+        self._tell(messages, news)
+        return rows
+
+    # ------------------------------------------------------------------ deadlines
+
+    async def sweep(self) -> int:
+        """Give up what is overdue, expire what nobody fetched, forget old tombstones. Returns rows seen."""
+        now = self.site.clock.now()
+        refs = await self.site.ledger.due(now - GRACE)
+        if refs:
+            await self._lapse(refs, now)
+        await self.site.ledger.forget(now - self.site.settings.retention)
+        return len(refs)
+
+    async def _lapse(self, refs: Sequence[Ref], now: float) -> None:
+        news = News()
+        async with self.site.ledger.edit(*refs) as change:
+            for ref in refs:
+                row = change.rows[ref]
+                if row is None:
+                    continue
+                if row.state in lifecycle.UNFINISHED and row.deadline <= now:
+                    # Nobody knows what lies further on, so it is voided there as well (020 §2.6).
+                    self._fail(row, news, now)
+                elif row.expires <= now and lifecycle.may(row, State.EXPIRED):
+                    lifecycle.step(row, State.EXPIRED, now)
+                    news.ended.append(row)
+            messages = self._write(news, change)
+        self._tell(messages, news)
+
+    # ------------------------------------------------------------------ what the outbox learned
+
+    async def settled(self, messages: Sequence[Message]) -> None:
+        """Neighbours accepted these: off the disk with them, and their rows are `sent`."""
+        refs = [ref for message in messages if message.path == etsi020.EXT_KEYS for ref in message.refs]
+        now = self.site.clock.now()
+        async with self.site.ledger.edit(*dict.fromkeys(refs)) as change:
+            for row in change.rows.values():
+                if row is not None and row.state is State.SENDING:
+                    lifecycle.step(row, State.SENT, now)
+            for message in messages:
+                change.drop(message.id)
+
+    async def refused(self, message: Message, answer: Answer) -> None:
+        """The neighbour kept nothing: the leg has failed. For an ack or a void there is nothing to undo."""
+        await self._give_up(message, void=False)
+
+    async def lapsed(self, message: Message) -> None:
+        """No definite answer in time: the leg has failed, and what may lie there is voided."""
+        await self._give_up(message, void=True)
+
+    async def _give_up(self, message: Message, *, void: bool) -> None:
+        refs = message.refs if message.path == etsi020.EXT_KEYS else ()
+        now = self.site.clock.now()
+        news = News()
+        async with self.site.ledger.edit(*refs) as change:
+            change.drop(message.id)
+            for row in change.rows.values():
+                if row is None or row.state not in lifecycle.UNFINISHED:
+                    continue
+                if not void:
+                    for leg, hop in row.peers.items():
+                        if hop == message.peer:
+                            row.legs[leg] = State.FAILED
+                self._fail(row, news, now)
+            messages = self._write(news, change)
+        self._tell(messages, news)
+
+    # ------------------------------------------------------------------ telling
+
+    def _write(self, news: News, change: Change) -> list[Message]:
+        """Turn news into messages of the same commit: one a neighbour and kind, however many keys."""
+        messages = []
+        for (peer, callback), reports in news.acks.items():
+            grouped: dict[tuple[AckStatus, str, tuple[str, ...]], list[UUID]] = defaultdict(list)
+            for key_id, status, row in reports:
+                grouped[status, row.initiator, row.targets].append(key_id)
+            acks = [
+                Ack(tuple(ids), status, initiator, targets)
+                for (status, initiator, targets), ids in grouped.items()
+            ]
+            messages.append(self._letters.acks(peer, acks, callback))
+        for (peer, initiator, targets), ids in news.voids.items():
+            void = Void(tuple(ids), initiator, targets, self.site.callback)
+            messages.append(self._letters.void(peer, void))
+        for message in messages:
+            change.post(message)
+        return messages
+
+    def _tell(self, messages: Sequence[Message], news: News) -> None:
+        for message in messages:
+            self._outbox.send(message)
+        if news.ended:
+            self.concluded(news.ended)

@@ -1,0 +1,149 @@
+"""This node as the relay sees it: its name, its neighbours, its ledger, and the settings of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from keyhaul.errors import ExtensionRefused, NoRoute, PeerUnreachable
+from keyhaul.keys import Row
+from keyhaul.messages.etsi020 import Dialect
+from keyhaul.messages.payload import Scheme
+from keyhaul.pairing import Pairing
+from keyhaul.ports import Clock, Entropy, Ledger, Link
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How this node treats keys. Times in seconds.
+
+    `release`: `relayed` hands a key to the master once every target's node holds it durably;
+    `immediate` (paper A) as soon as it is on its way. `pool`: keys kept ready per pair of SAEs that
+    has asked once. `pen`: the private enterprise number that 020 extension names carry.
+    """
+
+    release: str = "relayed"
+    request_timeout: float = 15.0
+    ttl: float = 86_400.0
+    retention: float = 86_400.0
+    pool: int = 0
+    key_size: int = 256  # bits, the default of a request
+    pen: int = 32473
+    max_key_count: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignPeer:
+    """A key manager of another maker, spoken to in plain 020. `callback`: where it expects our acks."""
+
+    name: str
+    saes: frozenset[str]
+    dialect: Dialect = Dialect.V1_1_1
+
+
+class View(Protocol):
+    """What routing knows (see keyhaul.routing)."""
+
+    def home(self, sae_id: str) -> str:
+        """The node that serves an SAE. Raises NoSuchTarget."""
+
+    def hops(self, source: str, destination: str) -> tuple[str, ...]:
+        """The nodes from source to destination. Raises NoRoute."""
+
+    def picture(self, hops: tuple[str, ...]) -> str:
+        """The path as people read it: `a=b-c`."""
+
+    def labels(self, hops: tuple[str, ...]) -> list[frozenset[str]]:
+        """What each link on the way promises against wiretappers."""
+
+
+@dataclass(slots=True)
+class Site:
+    """Everything a step of the relay may use. Nothing in it is global."""
+
+    name: str
+    ledger: Ledger
+    links: Mapping[str, Link]
+    view: View
+    schemes: Mapping[str, Scheme]
+    pairing: Pairing
+    entropy: Entropy
+    clock: Clock
+    settings: Settings
+    callback: str = ""
+    foreign: Mapping[str, ForeignPeer] = field(default_factory=dict)
+
+    def link(self, peer: str) -> Link:
+        """The link to a neighbour. Raises PeerUnreachable if there is none."""
+        link = self.links.get(peer)
+        if link is None:
+            raise PeerUnreachable(f"{peer!r} is not a neighbour of {self.name!r}", "check the link list")
+        return link
+
+    def beyond(self, sae_id: str) -> str | None:
+        """The foreign key manager behind which an SAE sits, if it is one of this node's."""
+        for peer in self.foreign.values():
+            if sae_id in peer.saes:
+                return peer.name
+        return None
+
+    def legs(self, targets: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """Targets by where their keys must go: a node, this node, or a foreign key manager behind it."""
+        legs: dict[str, tuple[str, ...]] = {}
+        for target in targets:
+            leg = self.beyond(target) or self.view.home(target)
+            legs[leg] = (*legs.get(leg, ()), target)
+        return legs
+
+    def targets_at(self, row: Row, leg: str) -> tuple[str, ...]:
+        """Those of a row's targets that one of its legs serves."""
+        return row.targets if row.ref.leg == leg else self.legs(row.targets).get(leg, ())
+
+    def next_hop(self, route: tuple[str, ...]) -> str:
+        """The neighbour after this node on a route. Raises NoRoute if the route is not ours."""
+        at = route.index(self.name) if self.name in route else len(route)
+        if at + 1 >= len(route) or route[at + 1] not in self.links:
+            raise NoRoute(f"the route {'>'.join(route)} does not go on from {self.name}")
+        return route[at + 1]
+
+
+def choose_scheme(site: Site, hops: tuple[str, ...], wanted: str | None, demanded: frozenset[str]) -> Scheme:
+    """The scheme for a path: what the request names, else `trusted`. Raises ExtensionRefused.
+
+    Labels demanded are met by the scheme or by every link of the path, or the request fails before
+    anything is sent, naming the hop that lacks one (design §2).
+    """
+    scheme = site.schemes.get(wanted or "trusted")
+    if scheme is None:
+        raise ExtensionRefused(
+            f"scheme {wanted!r} is not available on this path", f"choose one of {', '.join(site.schemes)}"
+        )
+    for at, promised in enumerate(site.view.labels(hops)):
+        lacking = demanded - scheme.labels - promised
+        if lacking:
+            raise ExtensionRefused(
+                f"hop {hops[at]} to {hops[at + 1]} under scheme {scheme.name} lacks "
+                + ", ".join(sorted(lacking))
+            )
+    return scheme
+
+
+def trust(
+    scheme: Scheme, hops: tuple[str, ...], labels: list[frozenset[str]], picture: str
+) -> dict[str, str]:
+    """The trust statement of a delivered key (design §2): what protects it, and from whom.
+
+    `wire`: against wiretappers; `relays`: against the nodes between; `neighbour`: against the last
+    relay before the destination. Values: `information-theoretic`, `computational`, `none`.
+    """
+    wire = "information-theoretic" if all("its-wire" in each for each in labels) else "computational"
+    relayed = len(hops) > 2
+    blind = "computational" if "relay-blind" in scheme.labels else "none"
+    return {
+        "scheme": scheme.name,
+        "path": picture,
+        "wire": wire if labels else "not on a wire",
+        "relays": blind if relayed else "no relay",
+        "neighbour": blind if relayed else "no relay",
+    }

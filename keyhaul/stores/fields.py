@@ -1,0 +1,61 @@
+"""Seals single values inside the encrypted database, each bound to the place it was saved in.
+
+The page encryption of the database keeps pages secret on disk; SQLite still holds decrypted pages in
+its caches. A value sealed here stays ciphertext there too, and it opens only beside the very metadata
+it was saved with: whoever holds the page key but not the field key can neither read a value nor move
+it to another row.
+
+    value key  = HMAC-SHA-256(field key, label ‖ 12 random bytes)
+    sealed     = 12 salt bytes ‖ 12 nonce bytes ‖ AES-256-GCM(value key, nonce, value, place)
+
+SP 800-38D §8.3 allows 2^32 random nonces under one AES-GCM key, which a busy node's replay marks
+use up within days. With a fresh key per write the 24 random bytes act as one nonce, the construction
+of XAES-256-GCM with HMAC in place of CMAC: good for 2^80 writes, so nothing needs counting.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from keyhaul.errors import SealError, Tampered
+from keyhaul.keys import Secret
+
+FIELD_KEY_BYTES = 32
+OVERHEAD_BYTES = 12 + 12 + 16
+_LABEL = b"keyhaul/v1/store/field"
+
+
+class FieldCipher:
+    """AES-256-GCM under keys derived from one 32-byte field key, of which it keeps a copy."""
+
+    def __init__(self, field_key: Secret) -> None:
+        if len(field_key) != FIELD_KEY_BYTES:
+            raise SealError(f"the field key has {len(field_key)} bytes instead of {FIELD_KEY_BYTES}")
+        self._key = bytearray(field_key.reveal())
+
+    def seal(self, value: bytes, place: bytes) -> bytes:
+        """`value` encrypted, authentic only together with `place`; 40 bytes longer."""
+        prefix = os.urandom(24)
+        return prefix + self._cipher(prefix).encrypt(prefix[12:], value, place)
+
+    def open(self, sealed: bytes, place: bytes) -> bytearray:
+        """The value in a buffer the caller may wipe. Raises Tampered if sealed for another place."""
+        if len(sealed) < OVERHEAD_BYTES:
+            raise Tampered
+        value = bytearray(len(sealed) - OVERHEAD_BYTES)
+        try:
+            self._cipher(sealed).decrypt_into(sealed[12:24], sealed[24:], place, value)
+        except InvalidTag:
+            raise Tampered from None
+        return value
+
+    def wipe(self) -> None:
+        """Overwrite the key; the cipher is of no use afterwards."""
+        self._key[:] = bytes(len(self._key))
+
+    def _cipher(self, sealed: bytes) -> AESGCM:
+        return AESGCM(hmac.digest(self._key, _LABEL + sealed[:12], "sha256"))

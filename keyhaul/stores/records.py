@@ -1,0 +1,179 @@
+"""Tables of the durable ledger, and rows and messages as records of these tables.
+
+A record's `data` is msgpack and is all a value is made from; the other columns repeat what queries
+look for, so that none of them reads more rows than it returns. Secrets stay outside `data`, sealed,
+with `data` in their associated data.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+
+from keyhaul.keys import Event, Message, Ref, Row, Secret, State
+from keyhaul.lifecycle import FINAL, UNFINISHED
+
+SCHEMA_VERSION = 1
+
+PHASE = {
+    state: 3 if state in FINAL else 2 if state is State.DELIVERABLE else 1 if state in UNFINISHED else 0
+    for state in State
+}
+"""Column `phase`: 0 not saved by any step yet, 1 unfinished, 2 deliverable, 3 final."""
+
+# `first_target` is the smallest target's name: rows whose targets all lie in a set have their first
+# one there, so an index on it answers `between` although targets are a set themselves.
+SCHEMA = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE rows (
+        key_id BLOB NOT NULL CHECK (length(key_id) = 16), leg TEXT NOT NULL, version INTEGER NOT NULL,
+        phase INTEGER NOT NULL, initiator TEXT NOT NULL, first_target TEXT NOT NULL,
+        deadline REAL NOT NULL, expires REAL NOT NULL, data BLOB NOT NULL, secret BLOB,
+        PRIMARY KEY (key_id, leg)) WITHOUT ROWID""",
+    "CREATE INDEX rows_by_pair ON rows (phase, initiator, first_target) WHERE phase < 3",
+    "CREATE INDEX rows_expiring ON rows (expires) WHERE phase < 3",
+    "CREATE INDEX rows_waiting ON rows (deadline) WHERE phase = 1",
+    "CREATE INDEX rows_ended ON rows (expires) WHERE phase = 3",
+    """CREATE TABLE outbox (
+        seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, data BLOB NOT NULL, body BLOB NOT NULL)""",
+    """CREATE TABLE items (
+        space TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL,
+        PRIMARY KEY (space, name)) WITHOUT ROWID""",
+)
+
+
+class _RowData(msgspec.Struct, array_like=True, frozen=True):
+    state: State
+    initiator: str
+    targets: tuple[str, ...]
+    size: int
+    created: float
+    deadline: float
+    expires: float
+    upstream: str | None
+    callback: str | None
+    waiting: list[str]
+    legs: dict[str, State]
+    peers: dict[str, str]
+    scheme: str
+    path: tuple[str, ...]
+    trust: dict[str, str]
+    history: list[tuple[State, float]]
+
+
+class _MessageData(msgspec.Struct, array_like=True, frozen=True):
+    peer: str
+    path: str
+    sealed: bool
+    refs: list[tuple[UUID, str]]
+    created: float
+    deadline: float
+    url: str | None
+
+
+_encode = msgspec.msgpack.Encoder(uuid_format="bytes").encode
+_row_data = msgspec.msgpack.Decoder(_RowData).decode
+_message_data = msgspec.msgpack.Decoder(_MessageData).decode
+
+
+def row_data(row: Row) -> bytes:
+    """Everything of a row but its ref, version and secret."""
+    return _encode(
+        _RowData(
+            row.state,
+            row.initiator,
+            row.targets,
+            row.size,
+            row.created,
+            row.deadline,
+            row.expires,
+            row.upstream,
+            row.callback,
+            sorted(row.waiting),
+            row.legs,
+            row.peers,
+            row.scheme,
+            row.path,
+            row.trust,
+            [(event.state, event.at) for event in row.history],
+        )
+    )
+
+
+def row_from(ref: Ref, version: int, data: bytes, secret: Secret | None = None) -> Row:
+    """The row of a record; raises msgspec.MsgspecError for data that are not a row's."""
+    kept = _row_data(data)
+    return Row(
+        ref=ref,
+        state=kept.state,
+        initiator=kept.initiator,
+        targets=kept.targets,
+        size=kept.size,
+        created=kept.created,
+        deadline=kept.deadline,
+        expires=kept.expires,
+        upstream=kept.upstream,
+        callback=kept.callback,
+        waiting=frozenset(kept.waiting),
+        legs=kept.legs,
+        peers=kept.peers,
+        scheme=kept.scheme,
+        path=kept.path,
+        trust=kept.trust,
+        secret=secret,
+        history=tuple([Event(state, at) for state, at in kept.history]),
+        version=version,
+    )
+
+
+def first_target(targets: tuple[str, ...] | frozenset[str]) -> str:
+    """The smallest name, or "" where there is none."""
+    return min(targets, default="")
+
+
+def row_place(ref: Ref, version: int, data: bytes) -> bytes:
+    """Associated data of a row's secret: table, key id, leg, version and all its metadata."""
+    return _encode(("rows", ref.key_id, ref.leg, version, data))
+
+
+def item_place(space: str, name: str) -> bytes:
+    """Associated data of a named value."""
+    return _encode(("items", space, name))
+
+
+def message_data(message: Message) -> bytes:
+    """Everything of a message but its id and body."""
+    refs = [(ref.key_id, ref.leg) for ref in message.refs]
+    return _encode(
+        _MessageData(
+            message.peer,
+            message.path,
+            message.sealed,
+            refs,
+            message.created,
+            message.deadline,
+            message.url,
+        )
+    )
+
+
+def message_from(message_id: UUID, data: bytes, body: bytes) -> Message:
+    """The message of a record; raises msgspec.MsgspecError for data that are not a message's."""
+    kept = _message_data(data)
+    return Message(
+        id=message_id,
+        peer=kept.peer,
+        path=kept.path,
+        body=body,
+        sealed=kept.sealed,
+        refs=tuple([Ref(key_id, leg) for key_id, leg in kept.refs]),
+        created=kept.created,
+        deadline=kept.deadline,
+        url=kept.url,
+    )
+
+
+def message_place(message_id: UUID, data: bytes) -> bytes:
+    """Associated data of a message's body."""
+    return _encode(("outbox", message_id, data))

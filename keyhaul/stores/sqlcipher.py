@@ -1,0 +1,277 @@
+"""The durable ledger: encrypted at rest twice, on disk before anything is promised.
+
+Pages are encrypted by SQLCipher; secrets, bodies and named values are sealed once more, each bound
+to its place (`fields`). The metadata of a row are authenticated with its secret. Rows are locked per
+ref in this process, which the database file belongs to alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from keyhaul.errors import SealError, Spent, StaleRow, StoreUnavailable, Taken, Tampered
+from keyhaul.keys import Message, Ref, Row, Secret
+from keyhaul.stores import records
+from keyhaul.stores.change import Claim, Drop, Erase, Post, Put, Spend, StagedChange, Step
+from keyhaul.stores.engine import Engine, Record, Statement
+from keyhaul.stores.fields import FieldCipher
+from keyhaul.stores.locks import RefLocks
+
+FORGET_CHUNK = 512
+
+_ROW = "SELECT version, data, secret FROM rows WHERE key_id = ? AND leg = ?"
+_ROWS = "SELECT key_id, leg, version, data FROM rows WHERE "
+_INSERT_ROW = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_UPDATE_ROW = (
+    "UPDATE rows SET version = ?, phase = ?, initiator = ?, first_target = ?, deadline = ?, expires = ?,"
+    " data = ?, secret = ? WHERE key_id = ? AND leg = ? AND version = ?"
+)
+_EXPIRED = (
+    "SELECT expires, key_id, leg FROM rows WHERE phase < 3 AND expires <= ?"
+    " ORDER BY expires, key_id, leg LIMIT ?"
+)
+_OVERDUE = (
+    "SELECT deadline, key_id, leg FROM rows WHERE phase = 1 AND deadline <= ?"
+    " ORDER BY deadline, key_id, leg LIMIT ?"
+)
+_FORGET = (
+    "DELETE FROM rows WHERE (key_id, leg) IN"
+    " (SELECT key_id, leg FROM rows WHERE phase = 3 AND expires < ? LIMIT ?)"
+)
+_INSERT_MESSAGE = "INSERT INTO outbox (id, data, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_INSERT_ITEM = "INSERT INTO items VALUES (?, ?, ?) ON CONFLICT DO "
+_DELETE_ITEM = "DELETE FROM items WHERE space = ? AND name = ?"
+
+
+class SqlcipherLedger:
+    """A `ports.Ledger` in one SQLCipher file. Make it with `open`.
+
+    `incarnation` (16 bytes) is drawn when the file is made and never changes: whoever counts in
+    memory across restarts can tell a new store from an old one.
+    """
+
+    def __init__(self, engine: Engine, cipher: FieldCipher) -> None:
+        self.engine = engine
+        self.incarnation = engine.incarnation
+        self._cipher = cipher
+        self._locks = RefLocks()
+
+    @classmethod
+    async def open(cls, path: Path, *, page_key: Secret, field_key: Secret) -> SqlcipherLedger:
+        """Open or make the store at `path`; 48 bytes of page key and salt, 32 bytes of field key.
+
+        Both keys are copied: wipe yours afterwards. Raises SealError with cause and remedy when the
+        library does not encrypt, or the file is not ours, damaged, in use, or of a later version.
+        """
+        cipher = FieldCipher(field_key)
+        try:
+            engine = await Engine.open(path, page_key)
+        except SealError:
+            cipher.wipe()
+            raise
+        return cls(engine, cipher)
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    async def get(self, ref: Ref) -> Row | None:
+        return self._row(ref)
+
+    async def find(self, key_id: UUID) -> list[Row]:
+        found = self.engine.read(_ROWS + "key_id = ? ORDER BY leg", key_id.bytes)
+        return [_without_secret(record) for record in found]
+
+    @asynccontextmanager
+    async def edit(self, *refs: Ref) -> AsyncIterator[StagedChange]:
+        async with self._locks.hold(refs):
+            change = StagedChange({ref: self._row(ref) for ref in refs})
+            try:
+                yield change
+                await self._commit(change)
+            finally:
+                change.wipe_orphans()
+
+    async def unfinished(self) -> list[Row]:
+        return await self.engine.scan(_without_secret, _ROWS + "phase = 1 ORDER BY key_id, leg")
+
+    async def deliverable(self) -> list[Row]:
+        return await self.engine.scan(_without_secret, _ROWS + "phase = 2 ORDER BY key_id, leg")
+
+    async def between(self, initiator: str, targets: frozenset[str]) -> list[Row]:
+        firsts = sorted(targets | {""})
+        places = ", ".join("?" * len(firsts))
+        where = f"phase < 3 AND phase IN (0, 1, 2) AND initiator = ? AND first_target IN ({places})"
+        found = await self.engine.scan(
+            _without_secret, _ROWS + where + " ORDER BY key_id, leg", initiator, *firsts
+        )
+        return [row for row in found if targets.issuperset(row.targets)]
+
+    async def due(self, now: float, limit: int = 256) -> list[Ref]:
+        expired = await self.engine.scan(_dated_ref, _EXPIRED, now, limit)
+        overdue = await self.engine.scan(_dated_ref, _OVERDUE, now, limit)
+        refs = dict.fromkeys(ref for _, ref in heapq.merge(expired, overdue))
+        return list(refs)[:limit]
+
+    async def forget(self, before: float) -> int:
+        total = 0
+        while True:  # in chunks, so that no batch waits for a long one
+            count = await self.engine.submit([Statement(_FORGET, (before, FORGET_CHUNK))])
+            total += count
+            if count < FORGET_CHUNK:
+                return total
+
+    # -- messages and items ----------------------------------------------------------------------
+
+    async def messages(self) -> list[Message]:
+        return await self.engine.scan(self._message, "SELECT id, data, body FROM outbox ORDER BY seq")
+
+    async def item(self, space: str, name: str) -> bytes | None:
+        found = self.engine.read("SELECT value FROM items WHERE space = ? AND name = ?", space, name)
+        return self._value(space, name, found[0][0]) if found else None
+
+    async def items(self, space: str) -> dict[str, bytes]:
+        def named(record: Record) -> tuple[str, bytes]:
+            return record[0], self._value(space, *record)
+
+        where = "SELECT name, value FROM items WHERE space = ? ORDER BY name"
+        return dict(await self.engine.scan(named, where, space))
+
+    async def close(self) -> None:
+        """Commit what is under way, close the file, wipe the keys. Calling it again is fine."""
+        await self.engine.close()
+        self._cipher.wipe()
+
+    # -- committing ------------------------------------------------------------------------------
+
+    async def _commit(self, change: StagedChange) -> None:
+        rows = list(change.altered())
+        statements = [self._write(row) for row in rows]
+        statements += [self._statement(step) for step in change.steps]
+        if not statements:
+            return
+        await _outcome(self.engine.submit(statements))
+        for row in rows:
+            row.version += 1
+
+    def _write(self, row: Row) -> Statement:
+        ref, version = row.ref, row.version + 1
+        data = records.row_data(row)
+        secret = None
+        if row.secret is not None:
+            secret = self._cipher.seal(row.secret.reveal(), records.row_place(ref, version, data))
+        key = (ref.key_id.bytes, ref.leg)
+        columns = (
+            version,
+            records.PHASE[row.state],
+            row.initiator,
+            records.first_target(row.targets),
+            row.deadline,
+            row.expires,
+            data,
+            secret,
+        )
+        stale = StaleRow(f"row {ref} was written by somebody else")
+        if row.version == 0:
+            return Statement(_INSERT_ROW, (*key, *columns), stale)
+        return Statement(_UPDATE_ROW, (*columns, *key, row.version), stale)
+
+    def _statement(self, step: Step) -> Statement:
+        match step:
+            case Post(message):
+                data = records.message_data(message)
+                body = self._cipher.seal(message.body, records.message_place(message.id, data))
+                queued = Taken(f"message {message.id} is queued already")
+                return Statement(_INSERT_MESSAGE, (message.id.bytes, data, body), queued)
+            case Drop(message_id):
+                return Statement("DELETE FROM outbox WHERE id = ?", (message_id.bytes,))
+            case Put(space, name, value):
+                sealed = self._cipher.seal(value, records.item_place(space, name))
+                return Statement(_INSERT_ITEM + "UPDATE SET value = excluded.value", (space, name, sealed))
+            case Claim(space, name, value):
+                sealed = self._cipher.seal(value, records.item_place(space, name))
+                taken = Taken(f"{space}/{name} is taken")
+                return Statement(_INSERT_ITEM + "NOTHING", (space, name, sealed), taken)
+            case Spend(space, name):
+                return Statement(_DELETE_ITEM, (space, name), Spent(f"{space}/{name} is spent"))
+            case Erase(space, name):
+                return Statement(_DELETE_ITEM, (space, name))
+
+    # -- decoding --------------------------------------------------------------------------------
+
+    def _row(self, ref: Ref) -> Row | None:
+        found = self.engine.read(_ROW, ref.key_id.bytes, ref.leg)
+        if not found:
+            return None
+        version, data, sealed = found[0]
+        row = _decoded(ref, version, data)
+        if sealed is not None:
+            value = self._unseal(sealed, records.row_place(ref, version, data), f"row {ref}")
+            row.secret = Secret(value)
+            value[:] = bytes(len(value))
+        return row
+
+    def _message(self, record: Record) -> Message:
+        message_id, data = UUID(bytes=record[0]), record[1]
+        what = f"message {message_id}"
+        body = self._unseal(record[2], records.message_place(message_id, data), what)
+        try:
+            return records.message_from(message_id, data, bytes(body))
+        except msgspec.MsgspecError:
+            raise _altered(what) from None
+
+    def _value(self, space: str, name: str, sealed: bytes) -> bytes:
+        return bytes(self._unseal(sealed, records.item_place(space, name), f"{space}/{name}"))
+
+    def _unseal(self, sealed: bytes, place: bytes, what: str) -> bytearray:
+        try:
+            return self._cipher.open(sealed, place)
+        except Tampered:
+            raise _altered(what) from None
+
+
+async def _outcome(answer: asyncio.Future[int]) -> None:
+    """Wait until a commit is decided, even if this task is cancelled meanwhile; then let it be cancelled.
+
+    The writer thread cannot take a queued change back. If a cancelled step gave up its locks now, the
+    next one could read the row as it was before and build on it while the commit goes through.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not answer.done():
+        try:
+            await asyncio.wait((answer,))  # unlike `await answer`, it leaves the future alone
+        except asyncio.CancelledError as error:
+            cancelled = error
+    failed = answer.exception()  # read in any case: an error nobody reads would be logged
+    if cancelled is not None:
+        raise cancelled
+    if failed is not None:
+        raise failed
+
+
+def _without_secret(record: Record) -> Row:
+    key_id, leg, version, data = record
+    return _decoded(Ref(UUID(bytes=key_id), leg), version, data)
+
+
+def _dated_ref(record: Record) -> tuple[float, Ref]:
+    return record[0], Ref(UUID(bytes=record[1]), record[2])
+
+
+def _decoded(ref: Ref, version: int, data: bytes) -> Row:
+    try:
+        return records.row_from(ref, version, data)
+    except msgspec.MsgspecError:
+        raise _altered(f"row {ref}") from None
+
+
+def _altered(what: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{what} was altered or moved in the database, or the field key is not the one it was sealed with",
+        "stop the node, find out who wrote to the database file, restore the store from a backup",
+    )

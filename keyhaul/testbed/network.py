@@ -1,0 +1,297 @@
+"""A whole network of real processes on this machine: set up in a directory, kept running, stopped for good.
+
+The sockets of all nodes are bound before the first node starts, so that all addresses are known when the
+configurations are written; nodes get theirs the way systemd hands them over. A node that dies is started
+again on the same ports. Children die with their parent, however it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from keyhaul.config import NodeConfig, load
+from keyhaul.config.write import write
+from keyhaul.errors import ConfigError, KeyhaulError, Unavailable
+from keyhaul.pki import Files
+from keyhaul.testbed.layout import PORTS, Certificates, Layout, pem_paths
+from keyhaul.testbed.pidfile import PidFile
+from keyhaul.testbed.processes import Process, listening, rebound
+from keyhaul.testbed.topology import Topology
+
+START_PATIENCE = 60.0
+"""Seconds a process may take until it serves; on an idle machine it takes one or two."""
+
+_RETRY = 1.0  # seconds between attempts to start a node that does not come up
+
+Progress = Callable[[str], None]
+
+
+def _quiet(_: str) -> None:
+    """Nobody watches."""
+
+
+class Testbed:
+    """`async with Testbed(named("galicia-basque"), directory) as testbed: ...`.
+
+    `settings` are tables for every node's configuration, such as `{"delivery": {"pool": 8}}`. `progress` is
+    told each step in a few words. Raises ConfigError if the directory is in use, Unavailable if a process
+    does not come up.
+    """
+
+    __test__ = False  # not a test class, whatever its name
+
+    def __init__(
+        self,
+        topology: Topology,
+        directory: Path,
+        *,
+        restart: bool = True,
+        settings: Mapping[str, Any] | None = None,
+        progress: Progress = _quiet,
+    ) -> None:
+        self.topology = topology
+        self.layout = Layout(topology, directory)
+        self.directory = self.layout.directory
+        self._restart = restart
+        self._settings = settings or {}
+        self._progress = progress
+        self._pid_file = PidFile(self.directory / "testbed.pid")
+        self._certificates: Certificates | None = None
+        self._urls: dict[str, dict[str, str]] = {}
+        self._nodes: dict[str, Process] = {}
+        self._devices: dict[str, Process] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:  # also a Ctrl-C half-way up: what has started must not stay
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Set everything up and return when all nodes serve."""
+        self._claim()
+        self._progress("certificates")
+        self._certificates = await asyncio.to_thread(self.layout.make_certificates)
+        self.layout.write_devices(self._certificates)
+        self._progress(f"{len(self.layout.spots)} devices")
+        await self._start_devices()
+        sockets = {node.name: {port: listening() for port in PORTS} for node in self.topology.nodes}
+        try:
+            self._urls = {name: _urls(ports) for name, ports in sockets.items()}
+            self.layout.write_nodes(self._certificates, self._urls, self._settings)
+            self._progress("stores")
+            await self._prepare_stores()
+            self._progress(f"{len(sockets)} nodes")
+            await self._start_nodes(sockets)
+        finally:
+            _close(each for ports in sockets.values() for each in ports.values())
+        self._write_state()
+
+    async def stop(self) -> None:
+        """End all processes, nodes before devices; calling it twice is fine."""
+        for watcher in self._watchers.values():
+            watcher.cancel()
+        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
+        self._watchers.clear()
+        await asyncio.gather(*(process.stop() for process in self._nodes.values()))
+        await asyncio.gather(*(process.stop() for process in self._devices.values()))
+        self._pid_file.release()
+
+    async def kill(self, node: str) -> None:
+        """kill -9 one node; it stays dead until `restart`."""
+        await self._unwatch(node)
+        await self._process(node).kill()
+        self._write_state()
+
+    async def restart(self, node: str) -> None:
+        """Start a node again on its ports, after `kill` or while it runs; returns when it serves."""
+        await self._unwatch(node)
+        await self._process(node).stop()
+        await self._revive(node)
+        self._watch(node)
+
+    def config(self, node: str) -> NodeConfig:
+        """The configuration one node runs with."""
+        return load(self.layout.node_file(node))
+
+    def pid(self, process: str) -> int:
+        """The process id of a node or a device; 0 while it does not run."""
+        return self._process(process).pid
+
+    def operator(self, domain: str) -> Files:
+        """Who may turn the knobs of the devices of one domain (`PUT {device}/testbed/knobs`)."""
+        return self._made.operators[domain]
+
+    def state(self) -> dict[str, Any]:
+        """What testbed.json says: absolute addresses and paths."""
+        made = self._made
+        pki = self.directory / "pki"
+        domains = self.topology.domains
+        authorities: dict[str, Any] = {
+            role: {domain: str(pki / domain / "ca" / f"{role}.pem") for domain in domains}
+            for role in ("sae", "admin", "device")
+        }
+        homes = {sae: node.name for node in self.topology.nodes for sae in node.saes}
+        return {
+            "topology": self.topology.name,
+            "ca": {"node": str(pki / "node-anchors.pem"), **authorities},
+            "admin": pem_paths(made.admin),
+            "nodes": [
+                {
+                    "name": node.name,
+                    "domain": node.domain,
+                    **{f"{port}_url": self._urls[node.name][port] for port in PORTS},
+                    "pid": self.pid(node.name),
+                }
+                for node in self.topology.nodes
+            ],
+            "saes": [
+                {"id": sae, "node": node, "sae_url": self._urls[node]["sae"], **pem_paths(made.saes[sae])}
+                for sae, node in homes.items()
+            ],
+            "devices": [
+                {
+                    "name": spot.name,
+                    "node": spot.node,
+                    "link": spot.link.name,
+                    "url": self.layout.device_url(spot.name),
+                    "pid": self.pid(spot.name),
+                }
+                for spot in self.layout.spots
+                if self._devices[spot.name].running
+            ],
+            "links": [{"a": link.a, "b": link.b, "kind": link.kind} for link in self.topology.links],
+        }
+
+    @property
+    def _made(self) -> Certificates:
+        if self._certificates is None:
+            raise ConfigError("the testbed has not been started", "start it first")
+        return self._certificates
+
+    def _process(self, name: str) -> Process:
+        found = self._nodes.get(name) or self._devices.get(name)
+        if found is None:
+            raise ConfigError(f"there is no {name} in this testbed", f"use one of {', '.join(self._nodes)}")
+        return found
+
+    def _claim(self) -> None:
+        """Take a fresh or empty directory; an earlier testbed's keys are not overwritten."""
+        if self._pid_file.holder():
+            raise ConfigError(
+                f"a testbed runs in {self.directory} already", f"keyhaul testbed down --dir {self.directory}"
+            )
+        if self.directory.exists() and any(self.directory.iterdir()):
+            raise ConfigError(f"{self.directory} is not empty", "remove it, or choose another directory")
+        self.layout.make_folders()
+        self._pid_file.take()
+
+    async def _start_devices(self) -> None:
+        for spot in self.layout.spots:
+            command = ["-m", "keyhaul.testbed.devices", "--config", str(self.layout.device_file(spot.name))]
+            self._devices[spot.name] = self._make_process(spot.name, command)
+        await _all_up(self._devices.values(), {})
+
+    async def _prepare_stores(self) -> None:
+        from keyhaul.node import prepare
+
+        for node in self.topology.nodes:
+            await asyncio.to_thread(prepare, self.config(node.name))
+
+    async def _start_nodes(self, sockets: Mapping[str, Mapping[str, socket.socket]]) -> None:
+        for node in self.topology.nodes:
+            command = ["-m", "keyhaul.cli", "serve", "--config", str(self.layout.node_file(node.name))]
+            self._nodes[node.name] = self._make_process(node.name, command)
+        await _all_up(self._nodes.values(), sockets)
+        for name in self._nodes:
+            self._watch(name)
+
+    def _make_process(self, name: str, command: list[str]) -> Process:
+        log, ready = self.layout.log_file(name), self.layout.ready_file(name)
+        return Process(name, [sys.executable, *command], log, ready)
+
+    def _watch(self, node: str) -> None:
+        if self._restart:
+            self._watchers[node] = asyncio.create_task(self._keep(node), name=f"keep {node}")
+
+    async def _unwatch(self, node: str) -> None:
+        watcher = self._watchers.pop(node, None)
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def _keep(self, node: str) -> None:
+        """Start a node again whenever it ends, for as long as it takes."""
+        while True:
+            code = await self._process(node).wait()
+            self._progress(f"{node} ended with {code}; starting it again")
+            try:
+                await self._revive(node)
+            except (KeyhaulError, OSError) as problem:
+                self._progress(f"{node} does not start: {problem}")
+                await self._process(node).kill()
+                await asyncio.sleep(_RETRY)
+
+    async def _revive(self, node: str) -> None:
+        ports: dict[str, socket.socket] = {}
+        try:
+            for port, url in self._urls[node].items():
+                ports[port] = await _again(int(url.rpartition(":")[2]))
+            await self._process(node).start(ports)
+            await self._process(node).until_ready(START_PATIENCE)
+        finally:
+            _close(ports.values())
+        self._write_state()
+
+    def _write_state(self) -> None:
+        write(self.directory / "testbed.json", json.dumps(self.state(), indent=1) + "\n")
+
+
+async def _all_up(processes: Iterable[Process], sockets: Mapping[str, Mapping[str, socket.socket]]) -> None:
+    """Start all and wait for all; the first failure ends the wait."""
+    waiting = []
+    try:
+        for process in processes:
+            await process.start(sockets.get(process.name))
+            waiting.append(asyncio.create_task(process.until_ready(START_PATIENCE)))
+        await asyncio.gather(*waiting)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _again(port: int) -> socket.socket:
+    """Bind a port that a dead child held; an outgoing connection may sit on it for a moment."""
+    give_up = time.monotonic() + 5.0
+    while True:
+        try:
+            return rebound(port)
+        except OSError as problem:
+            if time.monotonic() > give_up:
+                raise Unavailable(f"port {port} is taken: {problem.strerror}", "stop the testbed") from None
+            await asyncio.sleep(0.05)
+
+
+def _urls(ports: Mapping[str, socket.socket]) -> dict[str, str]:
+    return {name: f"https://127.0.0.1:{each.getsockname()[1]}" for name, each in ports.items()}
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for each in sockets:
+        each.close()

@@ -1,0 +1,72 @@
+#!/bin/sh
+# Installs the Debian packages that the optional parts of keyhaul need. keyhaul itself needs none of them.
+#
+#   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed]
+#
+# Without a group: all of them. --list says what would be installed, and why, and changes nothing.
+set -eu
+
+packages_of() {  # group -> lines "package  why"
+    case "$1" in
+    tpm) cat <<'LIST'
+swtpm       a TPM 2.0 in software, for the tests and for trying the tpm slot without a chip
+libtss2-dev headers of the TPM software stack: tpm2-pytss comes as source only and is built against it
+pkg-config  how the build of tpm2-pytss finds that stack
+gcc         compiles tpm2-pytss, together with the C library headers and those of Debian's Python:
+libc6-dev   headers of the C library
+python3-dev headers of Python
+tpm2-tools  to look at and to repair a TPM by hand (tpm2_getcap, tpm2_pcrread, tpm2_nvundefine)
+socat       lets swtpm listen on a Unix socket of mode 0600 instead of a TCP port any local user reaches
+LIST
+        ;;
+    pkcs11) cat <<'LIST'
+softhsm2    a PKCS#11 token in software, for the tests and for trying the pkcs11 slot without an HSM
+LIST
+        ;;
+    testbed) cat <<'LIST'
+iproute2    network namespaces and links for the multi-host testbed (ip, tc)
+nftables    cuts links between the hosts of the testbed
+LIST
+        ;;
+    *)
+        echo "unknown group '$1': the groups are tpm, pkcs11 and testbed" >&2
+        return 2
+        ;;
+    esac
+}
+
+list_only=no
+if [ "${1:-}" = --list ]; then
+    list_only=yes
+    shift
+fi
+[ $# -gt 0 ] || set -- tpm pkcs11 testbed
+
+wanted=""
+for group in "$@"; do
+    lines=$(packages_of "$group")
+    echo "$group:"
+    echo "$lines" | sed 's/^/  /'
+    wanted="$wanted $(echo "$lines" | cut -d' ' -f1 | tr '\n' ' ')"
+done
+[ "$list_only" = no ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "no apt-get here: install the equivalents of the packages above with your own package manager" >&2
+    exit 1
+fi
+as_root=""
+if [ "$(id -u)" -ne 0 ]; then
+    as_root=sudo
+    command -v sudo >/dev/null || { echo "run this as root, or install sudo" >&2; exit 1; }
+fi
+$as_root apt-get update
+# shellcheck disable=SC2086  # word splitting is meant: a list of package names
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $wanted
+
+cat <<'NEXT'
+Next, the Python side, in a checkout (tpm2-pytss is compiled, so after the packages above):
+  .venv/bin/pip install --require-hashes -r requirements-hardware.lock
+which is both extras at the versions the tests ran with. Elsewhere, the extra you want:
+  pip install 'keyhaul[tpm]' 'keyhaul[pkcs11]'
+NEXT
