@@ -3,7 +3,8 @@
 A descriptor carries the public keys under which others send to its node. It is signed by the node's
 identity, so it may come by way of nodes nobody trusts. Rules, all in `Directory.receive`:
 
-1. the certificate is issued by an anchor of the federation and names the node the descriptor is for;
+1. the certificate is issued by an anchor of the federation, by the CA of the very domain that the
+   configuration puts the node in, and names the node the descriptor is for;
 2. the signature covers every byte of the body;
 3. a descriptor that expired, or was issued too far in the future, is refused;
 4. a sequence number never goes back: an older descriptor than the one held is ignored;
@@ -14,7 +15,7 @@ Pure: time comes in, messages go out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,8 @@ class Verified(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def domain(self) -> str | None: ...
     def check(self, signature: bytes, message: bytes) -> None: ...
 
 
@@ -110,8 +113,9 @@ def publish(descriptor: Descriptor, signer: Signer) -> Record:
 class Directory:
     """The newest authentic descriptor of every node, and what to pass on."""
 
-    def __init__(self, anchors: Verifier) -> None:
+    def __init__(self, anchors: Verifier, domains: Mapping[str, str]) -> None:
         self._anchors = anchors
+        self._domains = domains  # node -> domain
         self._known: dict[str, Known] = {}
 
     def receive(self, record: Record, now: float) -> Known | None:
@@ -134,7 +138,8 @@ class Directory:
         if len(descriptor.kem_public) != KEM_PUBLIC_BYTES:
             raise Malformed("the descriptor's key has the wrong length")
         signer = self._anchors.verify(record.certificate, now)
-        if signer.name != descriptor.node:
+        # Any CA of the federation could sign any name; only its own domain's nodes count.
+        if signer.name != descriptor.node or signer.domain != self._domains.get(descriptor.node):
             raise Tampered
         signer.check(record.signature, labels.DESCRIPTOR + record.body)
         self._known[descriptor.node] = known = Known(descriptor, signer, record)
@@ -149,6 +154,9 @@ class Directory:
                 "it is down, cut off, or its certificate is of another federation",
             )
         return known
+
+    def __contains__(self, node: str) -> bool:
+        return node in self._known
 
     def known(self) -> list[Known]:
         """All that a new neighbour should hear."""

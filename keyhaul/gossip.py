@@ -94,6 +94,7 @@ class Gossip:
             node = known.descriptor.node
             async with self._ledger.edit() as change:
                 change.put(SPACE, node, msgspec.msgpack.encode(record))
+            self._pairing.heard(node)
             self._spread(known, but=peer)
             if node == peer:
                 for other in self._directory.known():

@@ -56,6 +56,10 @@ class Secret:
         self.wipe()
 
 
+MASTER = ""
+"""Stands in `Row.waiting` for the initiator's own copy: an SAE may be master and target of one key."""
+
+
 class State(enum.StrEnum):
     """Where a row stands; `lifecycle.NEXT` says what may follow (design §4)."""
 
@@ -94,7 +98,8 @@ class Event:
 class Row:
     """What one node knows of one key. Only rows that still owe a key to somebody hold its bits.
 
-    `targets` are the SAEs this row answers for, `waiting` those at this node that have not fetched yet.
+    `targets` are the SAEs this row answers for, `waiting` those at this node that have not
+    fetched yet (and MASTER while the initiator has not got its copy).
     `legs` maps each onward destination (node, or foreign KME) to its state; a transit row has one.
     `peers` maps each onward destination to the neighbour the message goes to.
     `created`, `deadline`, `expires` are Unix seconds: the transfer must be confirmed by `deadline`,
@@ -133,7 +138,7 @@ class Row:
             "state": self.state.value,
             "initiator": self.initiator,
             "targets": list(self.targets),
-            "waiting": sorted(self.waiting),
+            "waiting": sorted(sae or "(master)" for sae in self.waiting),
             "size": self.size,
             "upstream": self.upstream,
             "legs": {name: state.value for name, state in self.legs.items()},

@@ -162,7 +162,7 @@ class Node:
                 "use the certificate that was made for this node",
             )
         self.anchors = Anchors.load(_read(node.ca))
-        self.directory = Directory(self.anchors)
+        self.directory = Directory(self.anchors, settings.network.nodes)
         self.peers = HttpPeers({peer.name: (peer.url, self._client_context(peer)) for peer in settings.peers})
         self._stack.push_async_callback(self.peers.close)
         self.pairing = Pairing(self.identity, settings.domain, self.directory, ledger, self._clock)

@@ -17,7 +17,7 @@ import structlog
 
 from keyhaul import lifecycle
 from keyhaul.errors import KeyhaulError, KeyNotFound, Unauthorized, Unavailable
-from keyhaul.keys import Ref, Row, Secret, State
+from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import Delivered, Order, Standing
 from keyhaul.pools import Pool, Pools
 from keyhaul.ports import Spawn
@@ -33,8 +33,8 @@ MAX_BATCH = 128  # keys relayed ahead in one message
 class _Wait:
     """Somebody waiting for keys to be confirmed: a master that takes them at once, or a pool."""
 
-    def __init__(self, refs: Iterable[Ref], master: str | None) -> None:
-        self.master = master
+    def __init__(self, refs: Iterable[Ref], *, claims: bool) -> None:
+        self.claims = claims
         self.open = set(refs)
         self.failed = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ class Origin:
         self._waits: dict[Ref, _Wait] = {}
         self._pools = Pools(site.settings.pool)
         self._filling: set[Pool] = set()
-        settlement.claimant = self._claimant
+        settlement.claimed = self._claimed
         settlement.concluded = self._concluded
 
     async def start(self) -> None:
@@ -99,7 +99,7 @@ class Origin:
             created=now,
             deadline=now + settings.request_timeout,
             expires=now + settings.ttl,
-            waiting=frozenset({order.master} if waiting else ()),
+            waiting=frozenset({MASTER} if waiting else ()),
             scheme=self._wanted(order),
             demanded=frozenset(order.options.get("keyhaul_labels", ())),
         )
@@ -114,13 +114,13 @@ class Origin:
 
     async def _dispatch_and_wait(self, batch: Batch) -> None:
         refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
-        wait = await self._confirmed(batch, refs, batch.initiator)
+        wait = await self._confirmed(batch, refs, claims=True)
         if wait.open or wait.failed:
             await self._give_up(batch, refs, wait)
 
-    async def _confirmed(self, batch: Batch, refs: list[Ref], master: str | None) -> _Wait:
+    async def _confirmed(self, batch: Batch, refs: list[Ref], *, claims: bool) -> _Wait:
         """Send a batch and wait until every key of it is confirmed, one failed, or time is up."""
-        wait = _Wait(refs, master)
+        wait = _Wait(refs, claims=claims)
         self._waits.update((ref, wait) for ref in refs)
         try:
             await self._relay.dispatch(batch)
@@ -147,16 +147,16 @@ class Origin:
 
     # ------------------------------------------------------------------ what the settlement tells
 
-    def _claimant(self, ref: Ref) -> str | None:
+    def _claimed(self, ref: Ref) -> bool:
         wait = self._waits.get(ref)
-        return wait.master if wait else None
+        return wait is not None and wait.claims
 
     def _concluded(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if row.upstream is None:
                 self._learn(row)
             wait = self._waits.get(row.ref)
-            if wait is None or wait.master is None:
+            if wait is None or not wait.claims:
                 self._pools.offer(row)
             if wait is not None:
                 wait.conclude(row)
@@ -182,7 +182,7 @@ class Origin:
                 rows = [row for ref in refs if (row := change.rows[ref]) and self._unused(row)]
                 if len(rows) < len(refs):
                     raise _FewerThanCounted([row.ref for row in rows])
-                delivered = [self._give(row, order.master) for row in rows]
+                delivered = [self._give(row, MASTER) for row in rows]
         except _FewerThanCounted as found:
             self._pools.put_back(pool, found.refs)
             return []
@@ -191,10 +191,10 @@ class Origin:
 
     def _unused(self, row: Row) -> bool:
         current = row.expires > self._site.clock.now()
-        return row.state is State.DELIVERABLE and row.initiator in row.waiting and current
+        return row.state is State.DELIVERABLE and MASTER in row.waiting and current
 
     def _give(self, row: Row, sae: str) -> Delivered:
-        """Hand a key to one SAE under the row's lock: copy the bits, then note that it is gone."""
+        """Hand a key to one SAE (or MASTER) under the row's lock: copy the bits, then note that it is gone."""
         assert row.secret is not None
         bits = Secret(row.secret.reveal())
         row.waiting -= {sae}
@@ -219,7 +219,7 @@ class Origin:
                     await self._relay.dispatch(batch)
                     self._pools.put_back(pool, refs)
                     continue
-                wait = await self._confirmed(batch, refs, None)
+                wait = await self._confirmed(batch, refs, claims=False)
                 if wait.open or wait.failed:
                     await self._settlement.abandon(wait.open)
                     return

@@ -7,6 +7,8 @@ each payload is made with the pair's secret. A relay can read neither and forge 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from dataclasses import dataclass
 
@@ -75,6 +77,7 @@ class Pairing:
         self._outgoing: dict[str, _Outgoing] = {}
         self._own: dict[bytes, tuple[mlkem.MLKEM768PrivateKey, float]] = {}
         self._current = b""
+        self._expected: dict[str, asyncio.Event] = {}
 
     async def start(self) -> None:
         """Unseal the destination keys of earlier runs; make one where none is fresh."""
@@ -124,18 +127,28 @@ class Pairing:
             self._signer,
         )
 
-    def outgoing(self, destination: str) -> Pair:
+    async def outgoing(self, destination: str, deadline: float) -> Pair:
         """The pair secret to send under; its statement is empty once the destination confirmed one.
 
-        Raises Unavailable while the destination's descriptor is not here.
+        Waits until Unix `deadline` for the destination's descriptor; raises Unavailable without it.
         """
         now = self._clock.now()
+        if destination not in self._directory and now < deadline:
+            news = self._expected.setdefault(destination, asyncio.Event())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), deadline - now)
+            now = self._clock.now()
         held = self._outgoing.get(destination)
         if held is None or held.until < now:
             held = self._outgoing[destination] = _Outgoing(self._propose(destination, now), now + PAIR_LIFE)
         if held.confirmed:
             return Pair(held.pair.id, held.pair.secret)
         return held.pair
+
+    def heard(self, node: str) -> None:
+        """A new descriptor of `node` is in the directory."""
+        if news := self._expected.pop(node, None):
+            news.set()
 
     def _propose(self, destination: str, now: float) -> Pair:
         known = self._directory.get(destination, now).descriptor

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from keyhaul.keys import Ref, Row, State
+from keyhaul.keys import MASTER, Ref, Row, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Pools:
 
     def offer(self, row: Row) -> bool:
         """Note a confirmed key of this origin that nobody waits for; False for any other row."""
-        ready = row.state is State.DELIVERABLE and row.upstream is None and row.initiator in row.waiting
+        ready = row.state is State.DELIVERABLE and row.upstream is None and MASTER in row.waiting
         if ready:
             self._ready[pool_of(row)].append(row.ref)
         return ready

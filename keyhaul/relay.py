@@ -142,7 +142,7 @@ class Relay:
             route=hops,
             trust=tuple(sorted(statement.items())),
         )
-        pair = self.site.pairing.outgoing(destination)
+        pair = await self.site.pairing.outgoing(destination, batch.deadline)
         payload = scheme.originate([key for _, key in batch.keys], context, pair)
         grant, message = await self._hand_on(
             scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline

@@ -20,7 +20,7 @@ import structlog
 
 from keyhaul import lifecycle
 from keyhaul.errors import KeyNotFound
-from keyhaul.keys import Event, Message, Ref, Row, State
+from keyhaul.keys import MASTER, Event, Message, Ref, Row, State
 from keyhaul.letters import Letters
 from keyhaul.messages import etsi020
 from keyhaul.messages.etsi020 import Ack, AckStatus, Void
@@ -63,8 +63,8 @@ class Settlement:
         self.site = site
         self._outbox = outbox
         self._letters = Letters(site)
-        self.claimant: Callable[[Ref], str | None] = lambda ref: None
-        """The master SAE that waits for a key right now; set by the origin."""
+        self.claimed: Callable[[Ref], bool] = lambda ref: False
+        """Whether the master waits for a key right now; set by the origin."""
         self.concluded: Callable[[Sequence[Row]], None] = lambda rows: None
         """Told, after the commit, which rows of this origin were confirmed or ended."""
 
@@ -123,13 +123,12 @@ class Settlement:
 
     def _confirm(self, row: Row, now: float) -> None:
         """Every target's node holds the key. A master that waits for it takes it in the same commit."""
-        master = self.claimant(row.ref)
         if not row.waiting:
             lifecycle.step(row, State.RELAYED, now)
             return
         lifecycle.step(row, State.DELIVERABLE, now)
-        if master is not None:
-            row.waiting -= {master}
+        if self.claimed(row.ref):
+            row.waiting -= {MASTER}
         if not row.waiting:
             lifecycle.step(row, State.TAKEN, now)
 

@@ -40,7 +40,7 @@ class Vault:
 def create_root(store: StoreConfig) -> sealing.Opened:
     """Make the key-slot file of a new node with every slot that works here. Raises SealError."""
     opened = sealing.create(store.root, slots(store.slots))
-    if opened.kind == "tpm2" or opened.kind == "tpm":
+    if opened.kind.startswith("tpm"):
         _counter(store, opened).define()
     return opened
 

@@ -21,6 +21,7 @@ from keyhaul.edge.sae import SaeApplication, render
 from keyhaul.edge.server import Bounds, Port, bind
 from keyhaul.edge.tls import Credentials, Policy, client_context, server_context
 from keyhaul.errors import ExtensionRefused, InsufficientKey, KeyNotFound, NoRoute, NoSuchTarget, Unauthorized
+from keyhaul.identity import sae_id
 from keyhaul.keys import Secret
 from keyhaul.messages.etsi014 import SCHEME, Delivered, Order, Standing
 from keyhaul.pki import Files, Pki
@@ -163,7 +164,7 @@ class Stage:
         """One request on a connection of its own; every answer is held against the interface description."""
         content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         fields = {"Host": "localhost", "Connection": "close", **headers}
-        if body is not None and "Transfer-Encoding" not in fields:
+        if body is not None and "Transfer_Encoding" not in fields:
             fields.setdefault("Content-Length", str(len(content)))
         head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
         request = f"{method} /api/v1/keys/{path} HTTP/1.1\r\n{head}\r\n".encode() + content
@@ -195,7 +196,7 @@ async def stage(
 ) -> AsyncIterator[Stage]:
     kernel = kernel or Kernel()
     application = SaeApplication(kernel, limits).application()
-    port = Port("sae", application, render, server_context(cast.port, Policy.COMPATIBLE), bounds)
+    port = Port("sae", application, render, sae_id, server_context(cast.port, Policy.COMPATIBLE), bounds)
     await port.open([bind("127.0.0.1", 0)])
     try:
         yield Stage(port, kernel, cast)

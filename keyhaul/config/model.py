@@ -49,7 +49,7 @@ class SlotSource:
     """Where one key slot gets what opens it. Which fields count depends on `kind`:
 
     * `passphrase`: `file`, or `fd`, a descriptor the starter left open, or `env`, the name of an
-      environment variable that holds the path of a file. Never the passphrase itself.
+      environment variable that holds the path of a file; without any the person at the terminal is asked.
     * `credential`: `file`; without it the systemd credential `name`.
     * `tpm`: `tcti` (None: the kernel's own TPM) and `pcrs`, such as `sha256:7`.
     * `pkcs11`: `module`, `token`, `name` of the key, and the PIN from `file`, `fd` or `env`.

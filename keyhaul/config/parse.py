@@ -139,14 +139,14 @@ def _slot(table: Section) -> model.SlotSource:
 
 
 def _spoken(table: Section, what: str) -> dict[str, Any]:
-    """Exactly one way to get what a person would type; the command line and this file are none of them."""
+    """One way to get what a person would type, or none: then the person is asked. Never this file itself."""
     given = [name for name in ("file", "fd", "env") if name in table]
     for secret in ("passphrase", "pin"):
         if secret in table:
             table.report(secret, f"{what} stands in the configuration", "move it to a file of mode 0600")
             table.text(secret)
-    if len(given) != 1:
-        table.report(None, f"{what} has {len(given)} sources", "give one of file, fd and env")
+    if len(given) > 1:
+        table.report(None, f"{what} has {len(given)} sources", "keep one of file, fd and env")
     return {
         "file": table.optional_file("file"),
         "fd": table.integer("fd", low=3) if "fd" in table else None,

@@ -15,7 +15,7 @@ from typing import Protocol
 from aiohttp import web
 
 from keyhaul.edge.neighbours import neighbour_of
-from keyhaul.edge.server import Bounds, Handler, caller_of, read_body
+from keyhaul.edge.server import Bounds, Handler, read_body
 from keyhaul.errors import KeyhaulError, Malformed, Refused, Unauthorized
 from keyhaul.messages import etsi020
 from keyhaul.messages.etsi020 import Ack, ExtKeys, Void
@@ -67,7 +67,7 @@ _Act = Callable[[str, bytes, web.Request], Awaitable[web.Response]]
 
 
 class NodePort:
-    """Handlers of the node port, to be served by a `Port` with `render` and BOUNDS.
+    """Handlers of the node port, to be served by a `Port` with `render`, `node_name` and BOUNDS.
 
     `peers` says what each configured neighbour is; `callbacks` the one URL to which each plain peer may
     ask for acknowledgements; `drafts` which plain peers speak a draft of 020. The mappings are looked at
@@ -153,7 +153,7 @@ class NodePort:
         return handle
 
     def _entitled(self, request: web.Request, kind: PeerKind | None = None) -> str:
-        peer = caller_of(request, lambda _: neighbour_of(request.transport))
+        peer = neighbour_of(request.transport)
         found = self._peers.get(peer)
         if found is None:
             raise Unauthorized(f"{peer} is not a neighbour of this node", "have it configured as one")

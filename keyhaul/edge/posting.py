@@ -146,9 +146,9 @@ class _Pinned(aiohttp.TCPConnector):
         super().__init__(**options)
         self._peer = peer
 
-    async def connect(self, *arguments: Any) -> Connection:
+    async def connect(self, *arguments: Any, **named: Any) -> Connection:
         """As aiohttp's, if its certificate names the neighbour. Raises Unauthorized."""
-        connection = await super().connect(*arguments)
+        connection = await super().connect(*arguments, **named)
         try:
             found = neighbour_of(connection.transport)
             if found != self._peer:

@@ -8,16 +8,14 @@ fault is the sender's, and 503 would invite it to send the same again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
 from aiohttp import web
-from cryptography import x509
 
 from keyhaul.edge.server import caller_of, read_body
 from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused, TimedOut, Unauthorized
-from keyhaul.identity import sae_id
 from keyhaul.messages import etsi014
 from keyhaul.messages.etsi014 import TRUST, Delivered, KeyIds, KeyRequest, Order, Refusal, Standing
 from keyhaul.policy import Limits, check_sae
@@ -47,15 +45,9 @@ class Delivery(Protocol):
 class SaeApplication:
     """The five calls of clause 5, on top of a kernel and the limits the node announces."""
 
-    def __init__(
-        self,
-        delivery: Delivery,
-        limits: Limits | None = None,
-        name_of: Callable[[x509.Certificate], str] = sae_id,
-    ) -> None:
+    def __init__(self, delivery: Delivery, limits: Limits | None = None) -> None:
         self._delivery = delivery
         self._limits = limits or Limits()
-        self._name_of = name_of
 
     def application(self) -> web.Application:
         """The routes. HEAD is not among them: on enc_keys it would take keys and deliver nothing."""
@@ -71,40 +63,36 @@ class SaeApplication:
 
     async def status(self, request: web.Request) -> web.Response:
         """Get status (5.1)."""
-        master = caller_of(request, self._name_of)
+        master = caller_of(request)
         slave = check_sae(_sae_in(request))
         standing = await self._delivery.status(master, slave)
         return _json(200, etsi014.encode_status(self._limits.status(master, slave, standing)))
 
     async def enc_keys_short(self, request: web.Request) -> web.Response:
         """Get key (5.2) with GET."""
-        caller_of(request, self._name_of)
         return await self._request(request, etsi014.request_from_query(_query(request)))
 
     async def enc_keys(self, request: web.Request) -> web.Response:
         """Get key (5.2) with POST. The content type is not looked at; the body must be JSON."""
-        caller_of(request, self._name_of)
         return await self._request(request, etsi014.decode_request(await read_body(request)))
 
     async def dec_keys_short(self, request: web.Request) -> web.Response:
         """Get key with key IDs (5.3) with GET."""
-        caller_of(request, self._name_of)
         return await self._fetch(request, etsi014.key_ids_from_query(_query(request)))
 
     async def dec_keys(self, request: web.Request) -> web.Response:
         """Get key with key IDs (5.3) with POST."""
-        caller_of(request, self._name_of)
         return await self._fetch(request, etsi014.decode_key_ids(await read_body(request)))
 
     async def _request(self, request: web.Request, asked: KeyRequest) -> web.Response:
-        order = self._limits.check(caller_of(request, self._name_of), _sae_in(request), asked)
+        order = self._limits.check(caller_of(request), _sae_in(request), asked)
         keys = await self._delivery.request(order)
         return _container(keys, [order.size] * order.number, trust=order.options.get(TRUST) is True)
 
     async def _fetch(self, request: web.Request, asked: KeyIds) -> web.Response:
         self._limits.check_ids(asked)
         master = check_sae(_sae_in(request))
-        keys = await self._delivery.fetch(caller_of(request, self._name_of), master, asked.ids)
+        keys = await self._delivery.fetch(caller_of(request), master, asked.ids)
         if [key.key_id for key in keys] != list(asked.ids):
             raise KeyhaulError("the kernel gave other keys than were asked for")
         return _container(keys, [len(key.bits) * 8 for key in keys], trust=asked.trust)

@@ -27,7 +27,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Render = Callable[[KeyhaulError], web.Response]
 NameOf = Callable[[x509.Certificate], str]
 
-LINGER = 2.0  # seconds a refused sender may go on before it is cut off, so that it can read the answer
 TLS_SHUTDOWN = 2.0  # seconds to say goodbye
 
 log = structlog.get_logger("keyhaul.edge")
@@ -39,29 +38,37 @@ class Bounds:
 
     `idle` runs from the opening of a connection, or from its last answer, until the next request's header
     is complete; so it also ends connections that send their header drop by drop. `body_time` is for one
-    whole body. On closing, requests in progress get `grace` to finish.
+    whole body; a sender that was refused before its end may go on for `linger`, so that it can read the
+    answer. On closing, requests in progress get `grace` to finish.
     """
 
     body: int = 1024 * 1024
     handshake: float = 10.0
     idle: float = 60.0
     body_time: float = 15.0
+    linger: float = 2.0
     grace: float = 10.0
 
 
 class Port:
-    """A listening TLS port. `role` is what its callers are in the log: sae, node or admin."""
+    """A listening TLS port. `role` is what its callers are in the log: sae, node or admin.
+
+    `name_of` says who a certificate speaks for. It is asked before any handler runs, so a caller without
+    a name in this role reaches none of them.
+    """
 
     def __init__(
         self,
         role: str,
         application: web.Application,
         render: Render,
+        name_of: NameOf,
         tls: ssl.SSLContext,
         bounds: Bounds | None = None,
     ) -> None:
         self.role = role
         self.render = render
+        self.name_of = name_of
         self.bounds = bounds or Bounds()
         self._tls = tls
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=self.bounds.grace)
@@ -101,6 +108,7 @@ class Port:
         @web.middleware
         async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
             try:
+                caller_of(request)
                 return await handler(request)
             except ConnectionError:
                 raise  # nobody is left to answer
@@ -136,7 +144,8 @@ class Port:
 
     def _unexpected(self, bug: BaseException) -> Unavailable:
         """Frames and types go into the log; foreign messages and local variables could hold a secret."""
-        frames = "".join(traceback.format_tb(bug.__traceback__))
+        steps = traceback.extract_tb(bug.__traceback__)
+        frames = [f"{step.filename}:{step.lineno} {step.name}" for step in steps]
         cause = bug.cause if isinstance(bug, KeyhaulError) else ""
         log.error("request failed", role=self.role, error=type(bug).__qualname__, cause=cause, frames=frames)
         return Unavailable("the node failed on this request", "try again; the node's log tells more")
@@ -152,7 +161,7 @@ class Connection(web.RequestHandler):
             server,
             loop=loop,
             keepalive_timeout=port.bounds.idle,
-            lingering_time=LINGER,
+            lingering_time=port.bounds.linger,
             access_log=None,  # type: ignore[arg-type]  # None is how aiohttp turns it off
             auto_decompress=False,  # a few bytes could become very many
         )
@@ -167,6 +176,8 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is not even HTTP; the connection is closed afterwards."""
+        if isinstance(exc, ConnectionError):
+            raise exc
         if request.writer.output_size > 0:
             raise ConnectionError("the answer is on its way already")
         if status >= 500 and exc is not None:
@@ -182,12 +193,12 @@ class Connection(web.RequestHandler):
         log.error("connection failed", role=self.port.role, error=type(details.get("exc_info")).__qualname__)
 
 
-def caller_of(request: web.BaseRequest, name_of: NameOf) -> str:
+def caller_of(request: web.BaseRequest) -> str:
     """The name in the caller's certificate, worked out once per connection. Raises Unauthorized."""
     connection = request.protocol
     assert isinstance(connection, Connection)
     if connection.caller is None:
-        connection.caller = name_of(peer_certificate(request.transport))
+        connection.caller = connection.port.name_of(peer_certificate(request.transport))
     return connection.caller
 
 

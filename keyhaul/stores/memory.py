@@ -152,9 +152,9 @@ class MemoryLedger:
                     raise Taken(f"message {message.id} is queued already")
                 _set(self._queue, message.id, message, undo)
             case Drop(message_id):
-                # Putting a message back would move it to the end, so the whole queue is restored.
-                queue = dict(self._queue)
-                undo.append(lambda: setattr(self, "_queue", queue))
+                # Putting one message back would move it to the end, so the whole queue is put back.
+                undo.append(partial(self._queue.update, list(self._queue.items())))
+                undo.append(self._queue.clear)
                 self._queue.pop(message_id, None)
             case Put(space, name, value):
                 _set(self._items, (space, name), bytes(value), undo)

@@ -27,23 +27,25 @@ from keyhaul.stores.locks import RefLocks
 FORGET_CHUNK = 512
 
 _ROW = "SELECT version, data, secret FROM rows WHERE key_id = ? AND leg = ?"
-_ROWS = "SELECT key_id, leg, version, data FROM rows WHERE "
+_FIND = "SELECT key_id, leg, version, data FROM rows WHERE key_id = ? ORDER BY leg"
+# INDEXED BY makes a query that would read the whole table an error, whatever the planner thinks.
+_ROWS = "SELECT key_id, leg, version, data FROM rows INDEXED BY rows_by_pair WHERE phase < 3 AND "
 _INSERT_ROW = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _UPDATE_ROW = (
     "UPDATE rows SET version = ?, phase = ?, initiator = ?, first_target = ?, deadline = ?, expires = ?,"
     " data = ?, secret = ? WHERE key_id = ? AND leg = ? AND version = ?"
 )
 _EXPIRED = (
-    "SELECT expires, key_id, leg FROM rows WHERE phase < 3 AND expires <= ?"
+    "SELECT expires, key_id, leg FROM rows INDEXED BY rows_expiring WHERE phase < 3 AND expires <= ?"
     " ORDER BY expires, key_id, leg LIMIT ?"
 )
 _OVERDUE = (
-    "SELECT deadline, key_id, leg FROM rows WHERE phase = 1 AND deadline <= ?"
+    "SELECT deadline, key_id, leg FROM rows INDEXED BY rows_waiting WHERE phase = 1 AND deadline <= ?"
     " ORDER BY deadline, key_id, leg LIMIT ?"
 )
 _FORGET = (
     "DELETE FROM rows WHERE (key_id, leg) IN"
-    " (SELECT key_id, leg FROM rows WHERE phase = 3 AND expires < ? LIMIT ?)"
+    " (SELECT key_id, leg FROM rows INDEXED BY rows_ended WHERE phase = 3 AND expires < ? LIMIT ?)"
 )
 _INSERT_MESSAGE = "INSERT INTO outbox (id, data, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _INSERT_ITEM = "INSERT INTO items VALUES (?, ?, ?) ON CONFLICT DO "
@@ -84,7 +86,7 @@ class SqlcipherLedger:
         return self._row(ref)
 
     async def find(self, key_id: UUID) -> list[Row]:
-        found = self.engine.read(_ROWS + "key_id = ? ORDER BY leg", key_id.bytes)
+        found = self.engine.read(_FIND, key_id.bytes)
         return [_without_secret(record) for record in found]
 
     @asynccontextmanager
@@ -98,18 +100,16 @@ class SqlcipherLedger:
                 change.wipe_orphans()
 
     async def unfinished(self) -> list[Row]:
-        return await self.engine.scan(_without_secret, _ROWS + "phase = 1 ORDER BY key_id, leg")
+        return await self.engine.scan(_without_secret, _ROWS + "phase = 1")
 
     async def deliverable(self) -> list[Row]:
-        return await self.engine.scan(_without_secret, _ROWS + "phase = 2 ORDER BY key_id, leg")
+        return await self.engine.scan(_without_secret, _ROWS + "phase = 2")
 
     async def between(self, initiator: str, targets: frozenset[str]) -> list[Row]:
         firsts = sorted(targets | {""})
         places = ", ".join("?" * len(firsts))
-        where = f"phase < 3 AND phase IN (0, 1, 2) AND initiator = ? AND first_target IN ({places})"
-        found = await self.engine.scan(
-            _without_secret, _ROWS + where + " ORDER BY key_id, leg", initiator, *firsts
-        )
+        where = f"phase IN (0, 1, 2) AND initiator = ? AND first_target IN ({places})"
+        found = await self.engine.scan(_without_secret, _ROWS + where, initiator, *firsts)
         return [row for row in found if targets.issuperset(row.targets)]
 
     async def due(self, now: float, limit: int = 256) -> list[Ref]:

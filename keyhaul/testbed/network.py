@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import sys
 import time
@@ -261,6 +262,17 @@ class Testbed:
 
     def _write_state(self) -> None:
         write(self.directory / "testbed.json", json.dumps(self.state(), indent=1) + "\n")
+
+
+def remove(directory: Path) -> None:
+    """Take away what an earlier testbed left; raises ConfigError if it runs, or if it is none."""
+    if not directory.exists():
+        return
+    if PidFile(directory / "testbed.pid").holder():
+        raise ConfigError(f"a testbed runs in {directory}", f"keyhaul testbed down --dir {directory}")
+    if any(directory.iterdir()) and not (directory / "network.toml").exists():
+        raise ConfigError(f"{directory} holds no testbed", "choose another directory")
+    shutil.rmtree(directory)
 
 
 async def _all_up(processes: Iterable[Process], sockets: Mapping[str, Mapping[str, socket.socket]]) -> None:

@@ -28,6 +28,7 @@ from keyhaul.errors import (
     Unauthorized,
     Unavailable,
 )
+from keyhaul.identity import sae_id
 from keyhaul.messages.etsi014 import Delivered, Order
 from tests.northbound import (
     FAR,
@@ -56,20 +57,20 @@ def logs() -> Iterator[list[Any]]:
 
 def test_client_gets_and_fetches(cast: Cast) -> None:
     async def story() -> None:
-        async with stage(cast) as port:
-            async with (
-                SaeClient(port.url, cast.tls(MASTER)) as master,
-                SaeClient(port.url, cast.tls(SLAVE)) as slave,
-            ):
-                keys = await master.get_key(
-                    SLAVE, 3, 512, additional=[OTHER], optional=[{"keyhaul_trust": True}, {"acme_x": 1}]
-                )
-                assert [(len(key.bits), key.trust) for key in keys] == [(64, TRUST)] * 3
-                ids = [key.key_id for key in reversed(keys)]
-                fetched = await slave.fetch_key(MASTER, ids)
-                assert [key.key_id for key in fetched] == ids
-                assert all(a.bits.same_as(b.bits) for a, b in zip(reversed(keys), fetched, strict=True))
-                assert (await slave.status(MASTER)).master_sae == SLAVE
+        async with (
+            stage(cast) as port,
+            SaeClient(port.url, cast.tls(MASTER)) as master,
+            SaeClient(port.url, cast.tls(SLAVE)) as slave,
+        ):
+            keys = await master.get_key(
+                SLAVE, 3, 512, additional=[OTHER], optional=[{"keyhaul_trust": True}, {"acme_x": 1}]
+            )
+            assert [(len(key.bits), key.trust) for key in keys] == [(64, TRUST)] * 3
+            ids = [key.key_id for key in reversed(keys)]
+            fetched = await slave.fetch_key(MASTER, ids)
+            assert [key.key_id for key in fetched] == ids
+            assert all(a.bits.same_as(b.bits) for a, b in zip(reversed(keys), fetched, strict=True))
+            assert (await slave.status(MASTER)).master_sae == SLAVE
 
     asyncio.run(story())
 
@@ -155,7 +156,7 @@ def test_client_refuses_answers_that_are_not_014(cast: Cast, body: bytes) -> Non
     async def story() -> None:
         application = web.Application()
         application.router.add_route("*", "/{anything:.*}", answer)
-        port = Port("sae", application, render, server_context(cast.port, Policy.COMPATIBLE))
+        port = Port("sae", application, render, sae_id, server_context(cast.port, Policy.COMPATIBLE))
         await port.open([bind("127.0.0.1", 0)])
         async with SaeClient(f"https://localhost:{port.addresses[0][1]}", cast.tls(MASTER)) as client:
             for call in (client.get_key(SLAVE), client.fetch_key(SLAVE, [uuid4()]), client.status(SLAVE)):

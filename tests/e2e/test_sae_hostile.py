@@ -64,16 +64,16 @@ class Slow(Kernel):
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit_is_400_and_the_connection_ends(cast: Cast, chunked: bool) -> None:
     async def story() -> None:
-        async with stage(cast, bounds=Bounds(body=1000)) as port:
-            async with port.connection(MASTER) as (reader, writer):
-                framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 5000"
-                writer.write(f"{POST}{framing}\r\n\r\n".encode())
-                writer.write((b"7d0\r\n" if chunked else b"") + b" " * 2000)
-                answer = await read_answer(reader)
-                check_answer(answer, None)
-                assert (answer.status, answer.headers["connection"]) == (400, "close")
-                assert "larger than 1000 bytes" in answer.json["message"]
-                assert await reader.read() == b""
+        bounds = Bounds(body=1000, linger=0.1)
+        async with stage(cast, bounds=bounds) as port, port.connection(MASTER) as (reader, writer):
+            framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 5000"
+            writer.write(f"{POST}{framing}\r\n\r\n".encode())
+            writer.write((b"7d0\r\n" if chunked else b"") + b" " * 2000)
+            answer = await read_answer(reader)
+            check_answer(answer, None)
+            assert (answer.status, answer.headers["connection"]) == (400, "close")
+            assert "larger than 1000 bytes" in answer.json["message"]
+            assert await reader.read() == b""
 
     asyncio.run(story())
 
@@ -90,7 +90,7 @@ def test_the_largest_body_is_a_mebibyte(cast: Cast) -> None:
 
 def test_a_body_that_comes_too_slowly_is_400_and_the_connection_ends(cast: Cast) -> None:
     async def story() -> None:
-        async with stage(cast, bounds=Bounds(body_time=0.1)) as port:
+        async with stage(cast, bounds=Bounds(body_time=0.1, linger=0.1)) as port:
             async with port.connection(MASTER) as (reader, writer):
                 writer.write(f"{POST}Content-Length: 9\r\n\r\n{{".encode())
                 answer = await read_answer(reader)
@@ -105,10 +105,9 @@ def test_a_body_that_comes_too_slowly_is_400_and_the_connection_ends(cast: Cast)
 @pytest.mark.parametrize("sent", [b"", b"GET /api/v1/keys/x/status HTTP/1.1\r\nHost:"])
 def test_a_header_that_never_ends_ends_the_connection(cast: Cast, sent: bytes) -> None:
     async def story() -> None:
-        async with stage(cast, bounds=Bounds(idle=0.1)) as port:
-            async with port.connection(MASTER) as (reader, writer):
-                writer.write(sent)
-                assert await reader.read() == b""
+        async with stage(cast, bounds=Bounds(idle=0.1)) as port, port.connection(MASTER) as (reader, writer):
+            writer.write(sent)
+            assert await reader.read() == b""
 
     asyncio.run(story())
 
@@ -127,7 +126,7 @@ def test_a_handshake_that_never_starts_ends_the_connection(cast: Cast) -> None:
     "request_",
     [
         b"\x16\x03\x01 not http\r\n\r\n",
-        b"GET /\r\n\r\n",
+        b"G@T / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",

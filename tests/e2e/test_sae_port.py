@@ -258,10 +258,10 @@ def test_a_port_certificate_is_not_an_sae(cast: Cast) -> None:
     """The port's own certificate is of the same CA; it is for servers, and must not get in as a client."""
 
     async def story() -> None:
-        async with stage(cast) as port:
-            async with SaeClient(port.url, client_context(cast.port, Policy.COMPATIBLE)) as client:
-                with pytest.raises((PeerUnreachable, Unauthorized)):
-                    await client.status(SLAVE)
+        tls = client_context(cast.port, Policy.COMPATIBLE)
+        async with stage(cast) as port, SaeClient(port.url, tls) as client:
+            with pytest.raises((PeerUnreachable, Unauthorized)):
+                await client.status(SLAVE)
 
     asyncio.run(story())
 
@@ -274,8 +274,8 @@ def test_the_certificate_is_read_once_per_connection(cast: Cast) -> None:
         return reads[-1]
 
     async def story() -> None:
-        application = SaeApplication(Kernel(), name_of=name_of).application()
-        port = Port("sae", application, render, server_context(cast.port, Policy.COMPATIBLE))
+        application = SaeApplication(Kernel()).application()
+        port = Port("sae", application, render, name_of, server_context(cast.port, Policy.COMPATIBLE))
         await port.open([bind("127.0.0.1", 0)])
         async with SaeClient(f"https://localhost:{port.addresses[0][1]}", cast.tls(MASTER)) as client:
             for _ in range(5):

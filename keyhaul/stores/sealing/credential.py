@@ -67,7 +67,10 @@ class Credential:
             ) from None
 
     def caveats(self) -> tuple[str, ...]:
-        mode = stat.S_IMODE(self.path.stat().st_mode)
+        try:
+            mode = stat.S_IMODE(self.path.stat().st_mode)
+        except FileNotFoundError:  # taken away after use, as it should be
+            return ()
         if mode & 0o004:
             return (f"credential {self.path} can be read by everybody on this machine (mode {mode:04o})",)
         return ()

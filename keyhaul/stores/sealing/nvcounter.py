@@ -30,7 +30,7 @@ class NvCounter:
         self.tcti = tcti
         self.index = index
         with derive(root, "seal/counter") as auth:
-            # The TPM drops trailing zeros of authorization values (TPM part 1, 19.6.4.3); so must we.
+            # The TPM drops trailing zeros of authorization values (TPM part 1); so must we.
             self._auth = Secret(auth.reveal().rstrip(b"\0"))
         other = (
             f"the counter {index:#x} belongs to something else than this node's root",

@@ -1,7 +1,7 @@
 """The PKCS#11 slot: the root under an AES-256 key that a token, usually an HSM, does not give away.
 
 The key is looked up by label, or made on the token as sensitive and not extractable. The root is wrapped
-by AES-GCM in the token (PKCS #11 v3.0, 2.13.3); key-wrap mechanisms are less widely offered.
+by CKM_AES_GCM in the token (PKCS #11 v3.0); key-wrap mechanisms are less widely offered.
 """
 
 from __future__ import annotations

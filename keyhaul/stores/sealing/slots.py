@@ -3,8 +3,8 @@
 The idea is LUKS's: the root (32 random bytes) is made once and wrapped by every slot. A node normally has
 one slot that opens unattended and one for recovery. What `create` recorded is what `open_root` accepts:
 a slot that was sealed by a chip is not opened by a software TPM that took its place, and a slot that was
-not recorded is not tried, so that breaking the chip does not choose a weaker way (design §4, issue of
-silent downgrade). Opening with a later slot than the first is never silent: `Opened.warnings` says why.
+not recorded is not tried, so that breaking the chip does not choose a weaker way. Opening with a later
+slot than the first is never silent: `Opened.warnings` says why.
 
 All calls block (Argon2id: about 0.1 s; a hardware TPM: up to some seconds): keep them off an event loop.
 """

@@ -70,13 +70,16 @@ def library() -> Any:
 
 
 def default_tcti() -> str | None:
-    """The kernel's resource-managed TPM of this machine, if it has one that this process may open."""
+    """The kernel's resource-managed TPM of this machine, if it has one.
+
+    One that this process may not open counts too: its slot then says so, instead of being passed over.
+    """
     device = "/dev/tpmrm0"
-    return f"device:{device}" if os.access(device, os.R_OK | os.W_OK) else None
+    return f"device:{device}" if os.path.exists(device) else None
 
 
 def error_code(error: Any) -> int:
-    """The bare response code of a TSS2_Exception (TPM part 2, 6.6.2), or 0 if another layer made it."""
+    """The bare response code of a TSS2_Exception (TPM part 2, 6.6.2), or 0 if the transport failed."""
     rc = int(error.rc)
     if rc >> 16 == LAYER_TCTI:
         return 0

@@ -1,0 +1,176 @@
+"""`keyhaul status` and `keyhaul key trace`, over a node's admin port; and `serve` as help shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from keyhaul.cli import access
+from keyhaul.cli.output import Json, document, note, say, table
+from keyhaul.errors import KeyhaulError, Malformed, PeerUnreachable, Refused
+
+keys = typer.Typer(help="Single keys: trace.", no_args_is_help=True, rich_markup_mode=None)
+
+_PATIENCE = 10.0  # seconds a node has to answer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the top-level commands to the tree."""
+    app.command()(serve)
+    app.command()(status)
+
+
+def serve(config: Annotated[Path, typer.Option(help="The node's TOML file.")], as_json: Json = False) -> None:
+    """Run one node until SIGTERM or Ctrl-C; the log goes to stderr in JSON lines."""
+    from keyhaul.cli import serve as node
+
+    raise typer.Exit(node.run(config))
+
+
+def status(
+    url: access.Url = "",
+    cert: access.Cert = None,
+    key: access.Key = None,
+    ca: access.Ca = None,
+    directory: access.Directory = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a node is doing: its store's grade, links, queues."""
+    found = _ask(_targets(directory, url, cert, key, ca), "status")
+    if as_json:
+        document([answer for _, answer in found] if directory else found[0][1])
+        return
+    for _, answer in found:
+        _show(answer)
+
+
+@keys.callback()
+def _group() -> None:
+    """Single keys: trace."""  # a group of one command would swallow its name without this callback
+
+
+@keys.command()
+def trace(
+    key_id: Annotated[UUID, typer.Argument(help="The key's id.")],
+    url: access.Url = "",
+    cert: access.Cert = None,
+    key: access.Key = None,
+    ca: access.Ca = None,
+    directory: access.Directory = None,
+    as_json: Json = False,
+) -> None:
+    """Tell the story of one key: states, hops and times on every node asked; never its bits."""
+    answers = _ask(_targets(directory, url, cert, key, ca), f"keys/{key_id}")
+    rows = [row for _, answer in answers for row in answer["rows"]]
+    rows.sort(key=lambda row: row["history"][0]["at"] if row["history"] else row["created"])
+    if as_json:
+        document({"key_ID": str(key_id), "rows": rows})
+    elif rows:
+        _show_trace(key_id, rows)
+    if not rows:
+        asked = ", ".join(name for name, _ in answers)
+        raise Refused(
+            f"no node asked knows key {key_id} ({asked})", "ask the nodes on its path, or check the id"
+        )
+
+
+def _targets(
+    directory: Path | None, url: str, cert: Path | None, key: Path | None, ca: Path | None
+) -> list[access.Access]:
+    return access.of_operator(directory) if directory else [access.explicit(url, cert, key, ca)]
+
+
+def _ask(targets: Sequence[access.Access], path: str) -> list[tuple[str, dict[str, Any]]]:
+    """What each node says. One that does not answer is named on stderr; none at all is an error."""
+    results = asyncio.run(_ask_all(targets, path))
+    found = []
+    for target, result in zip(targets, results, strict=True):
+        if isinstance(result, KeyhaulError):
+            if len(targets) == 1:
+                raise result
+            note(f"keyhaul: {target.name}: {result}")
+        else:
+            found.append((target.name, result))
+    if not found:
+        raise PeerUnreachable("no node answered", "see whether the testbed runs")
+    return found
+
+
+async def _ask_all(targets: Sequence[access.Access], path: str) -> list[dict[str, Any] | KeyhaulError]:
+    return await asyncio.gather(*(_ask_one(target, path) for target in targets))
+
+
+async def _ask_one(target: access.Access, path: str) -> dict[str, Any] | KeyhaulError:
+    import aiohttp
+
+    from keyhaul.edge.tls import Credentials, Policy, client_context
+
+    url = f"{target.url.rstrip('/')}/admin/v1/{path}"
+    try:
+        tls = client_context(Credentials(target.cert, target.key, target.ca), Policy.COMPATIBLE)
+        patience = aiohttp.ClientTimeout(total=_PATIENCE)
+        async with (
+            aiohttp.ClientSession(timeout=patience) as session,
+            session.get(url, ssl=tls, allow_redirects=False) as answer,
+        ):
+            body = await answer.json(content_type=None)
+    except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError, ValueError) as error:
+        return PeerUnreachable(
+            f"{url}: {error or type(error).__name__}", "check the address and the certificates"
+        )
+    except KeyhaulError as error:
+        return error
+    if answer.status == 200 and isinstance(body, dict):
+        return body
+    said = body if isinstance(body, dict) else {}
+    cause = f"the node answered {answer.status}: {said.get('message', 'no reason given')}"
+    return Malformed(cause, str(said.get("next", "")))
+
+
+def _show(answer: dict[str, Any]) -> None:
+    store = answer.get("store", {})
+    say(
+        f"{answer['name']} in {answer['domain']}, release {answer['version']}, up {answer['uptime_seconds']:.0f} s"
+    )
+    say(f"  root secret: {store.get('kind')}, grade {store.get('grade')}")
+    for warning in store.get("warnings", []):
+        say(f"  warning: {warning}")
+    rows = [
+        (
+            link["peer"],
+            link["kind"],
+            link["mode"],
+            "unlimited" if link["level_bits"] is None else str(link["level_bits"]),
+        )
+        for link in answer.get("links", [])
+    ]
+    table("", ("link to", "kind", "pads", "bits ready"), rows)
+    say(f"  keys on their way: {answer.get('unfinished')}, messages waiting: {answer.get('outbox')}")
+
+
+def _show_trace(key_id: UUID, rows: Sequence[dict[str, Any]]) -> None:
+    start = min(row["created"] for row in rows)
+    first = rows[0]
+    say(f"key {key_id}: {first['size']} bits of {first['initiator']} for {', '.join(first['targets'])}")
+    say(f"asked for at {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M:%S} UTC")
+    table(
+        "",
+        ("node", "from", "to", "state", "history, ms after the request"),
+        [
+            (
+                row["node"],
+                row["upstream"] or "-",
+                ", ".join(sorted({*row["peers"].values()})) or "-",
+                row["state"],
+                "  ".join(f"{step['state']} {(step['at'] - start) * 1000:.0f}" for step in row["history"]),
+            )
+            for row in rows
+        ],
+    )

@@ -1,0 +1,77 @@
+"""`keyhaul testbed up` and `down`: a whole network of real processes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyhaul.cli.output import Json, document, note, say
+
+if TYPE_CHECKING:
+    from keyhaul.testbed.network import Testbed
+
+app = typer.Typer(
+    help="Test networks on this machine: up, down.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Directory = Annotated[Path, typer.Option("--dir", help="Where the testbed keeps its files.")]
+
+_DOWN_PATIENCE = 60.0  # seconds
+
+
+@app.command()
+def up(
+    topology: Annotated[
+        str,
+        typer.Argument(
+            help="galicia-basque, galicia-basque-star, tecnalia, line-N, ring-N, mesh-N, random-N, FILE.toml."
+        ),
+    ],
+    directory: Directory,
+    no_restart: Annotated[bool, typer.Option("--no-restart", help="Let dead nodes stay dead.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier testbed from there.")] = False,
+    devices: Annotated[str, typer.Option(help="Device preset for all links, such as `instant`.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Start a network and keep it running until SIGTERM or Ctrl-C; addresses are in DIR/testbed.json."""
+    from keyhaul.testbed.network import Testbed, remove
+    from keyhaul.testbed.topology import named
+
+    shape = named(topology)
+    if fresh:
+        remove(directory)
+    testbed = Testbed(
+        shape.with_devices(devices) if devices else shape, directory, restart=not no_restart, progress=note
+    )
+    asyncio.run(_keep_up(testbed, as_json))
+
+
+async def _keep_up(testbed: Testbed, as_json: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with testbed:
+        if as_json:
+            document(testbed.state())
+        else:
+            say(
+                f"{testbed.topology.name} is up; {testbed.directory / 'testbed.json'} tells where everything is"
+            )
+        await stop.wait()
+
+
+@app.command()
+def down(directory: Directory, as_json: Json = False) -> None:
+    """End the network that runs in a directory, and wait until it is gone."""
+    from keyhaul.testbed.pidfile import PidFile
+
+    ended = asyncio.run(PidFile(directory / "testbed.pid").end_holder(_DOWN_PATIENCE))
+    if as_json:
+        document({"ended": ended})
+    else:
+        say(f"the testbed in {directory} has ended" if ended else f"no testbed runs in {directory}")

@@ -1,0 +1,74 @@
+"""One key, step by step, across a simulated line: the calm case, then faults one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from keyhaul.errors import KeyNotFound, Unauthorized, Unavailable
+from keyhaul.keys import State
+from keyhaul.testbed.clock import run
+from tests.sim.world import World
+
+LINE = [("a", "b", "qkd"), ("b", "c", "pqc"), ("c", "d", "qkd")]
+
+
+def test_a_key_crosses_three_hops_and_is_fetched_once() -> None:
+    async def story() -> None:
+        world = World(1, LINE)
+        await world.start()
+        (key,) = await world.ask("a", "d")
+        (same,) = await world.fetch("a", "d", [key.key_id])
+        assert same.bits.same_as(key.bits)
+        with pytest.raises(KeyNotFound):
+            await world.fetch("a", "d", [key.key_id])
+        for relay in "bc":
+            rows = await world.nodes[relay].ledger.find(key.key_id)
+            assert [row.state for row in rows] == [State.RELAYED]
+
+    run(story())
+
+
+def test_a_batch_to_several_nodes_reaches_them_all() -> None:
+    async def story() -> None:
+        world = World(2, LINE)
+        await world.start()
+        keys = await world.ask("b", ("a", "c", "d", "b"), number=5)
+        ids = [key.key_id for key in keys]
+        for far in "acdb":
+            got = await world.fetch("b", far, ids)
+            assert all(x.bits.same_as(y.bits) for x, y in zip(got, keys, strict=True))
+
+    run(story())
+
+
+def test_a_stranger_and_the_master_are_refused() -> None:
+    async def story() -> None:
+        world = World(3, LINE)
+        await world.start()
+        (key,) = await world.ask("a", "b")
+        with pytest.raises(Unauthorized):
+            await world.nodes["b"].origin.fetch("sae-c", "sae-a", [key.key_id])
+        with pytest.raises(Unauthorized):
+            await world.nodes["a"].origin.fetch("sae-a", "sae-a", [key.key_id])
+
+    run(story())
+
+
+def test_a_cut_link_gives_503_and_leaves_no_key_behind() -> None:
+    async def story() -> None:
+        world = World(4, LINE, request_timeout=5.0)
+        await world.start()
+        await world.ask("a", "d")
+        world.faults.cut.add(frozenset("cd"))
+        with pytest.raises(Unavailable):
+            await world.ask("a", "d")
+        world.faults.cut.clear()
+        await asyncio.sleep(60.0)
+        for node in world.nodes.values():
+            assert await node.ledger.unfinished() == []
+            assert await node.ledger.deliverable() == [] or node.name == "d"
+        assert len(await world.nodes["d"].ledger.deliverable()) == 1
+
+    run(story())
