@@ -30,7 +30,7 @@ from keyhaul.edge.server import Port, bind
 from keyhaul.entropy import SystemEntropy
 from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
 from keyhaul.gossip import Gossip
-from keyhaul.identity import Anchors, Identity
+from keyhaul.identity import Anchors, Identity, admin_name, node_name, sae_id
 from keyhaul.letters import Letters
 from keyhaul.links.etsi014 import Device
 from keyhaul.links.onetime import OneTimeKey, OneTimeKeys
@@ -53,6 +53,10 @@ KEM_LOW, KEM_HIGH = 32, 96  # one-time keys of a neighbour held ready
 SWEEP_EVERY = 1.0  # seconds
 
 log = structlog.get_logger("keyhaul.node")
+
+
+_CALLERS = {"sae": sae_id, "node": node_name, "admin": admin_name}
+"""Whose certificates each port believes, and the name it takes from them."""
 
 
 class WallClock:
@@ -296,7 +300,7 @@ class Node:
             application, render, bounds = applications[name]
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
             context = tls.server_context(credentials, tls.Policy(listener.tls))
-            port = Port(name, application, render, context, bounds)
+            port = Port(name, application, render, _CALLERS[name], context, bounds)
             await port.open([sockets[name]])
             self._stack.push_async_callback(port.close)
 
@@ -316,7 +320,7 @@ class Node:
                 log.warning("sweep failed; tried again later", cause=error.cause)
 
     def _say_ready(self) -> None:
-        log.info("node ready", node=self.config.name, grade=self.vault.grade, **self.urls)
+        log.info("node ready", node=self.config.name, grade=self.vault.grade, urls=self.urls)
         if self.config.ready_file is not None:
             ready = {
                 "name": self.config.name,

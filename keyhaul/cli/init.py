@@ -15,8 +15,8 @@ from keyhaul.errors import ConfigError
 _GRADES = {
     "hardware": "a chip keeps the root secret; a copy of this disk is worth nothing without it",
     "external": "the root secret is kept outside of this disk",
-    "software": "SOFTWARE ONLY: whoever copies this disk and learns the passphrase, or copies the software TPM, "
-    "reads the store; this is no boundary",
+    "software": "SOFTWARE ONLY: whoever copies this disk and knows the passphrase or has the software TPM "
+    "reads the store; it is no boundary",
 }
 
 
@@ -74,7 +74,7 @@ def init(
 
 
 def _slots(passphrase_file: Path | None, tcti: str | None) -> list[dict[str, Any]]:
-    """The ways to the root secret this machine offers, best first; a passphrase is the last and for recovery."""
+    """The ways to the root secret this machine offers, best first; the passphrase also for recovery."""
     from keyhaul.stores.sealing import default_tcti, systemd_credential
 
     slots: list[dict[str, Any]] = []

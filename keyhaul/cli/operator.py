@@ -136,9 +136,8 @@ async def _ask_one(target: access.Access, path: str) -> dict[str, Any] | Keyhaul
 
 def _show(answer: dict[str, Any]) -> None:
     store = answer.get("store", {})
-    say(
-        f"{answer['name']} in {answer['domain']}, release {answer['version']}, up {answer['uptime_seconds']:.0f} s"
-    )
+    uptime = f"up {answer['uptime_seconds']:.0f} s"
+    say(f"{answer['name']} in {answer['domain']}, release {answer['version']}, {uptime}")
     say(f"  root secret: {store.get('kind')}, grade {store.get('grade')}")
     for warning in store.get("warnings", []):
         say(f"  warning: {warning}")

@@ -59,9 +59,8 @@ async def _keep_up(testbed: Testbed, as_json: bool) -> None:
         if as_json:
             document(testbed.state())
         else:
-            say(
-                f"{testbed.topology.name} is up; {testbed.directory / 'testbed.json'} tells where everything is"
-            )
+            where = testbed.directory / "testbed.json"
+            say(f"{testbed.topology.name} is up; {where} tells where everything is")
         await stop.wait()
 
 

@@ -59,7 +59,7 @@ class Source:
             self.report((), "is not UTF-8 text", "save it as UTF-8")
         except tomllib.TOMLDecodeError as error:
             found = re.search(r"line (\d+)", str(error))
-            line = int(found.group(1)) if found else 0
+            line = int(found.group(1)) if found else text.count("\n") + 1  # "at end of document"
             self._add(line, f"not valid TOML: {error}", "correct the syntax (https://toml.io)")
         else:
             self._lines = positions.positions(text)

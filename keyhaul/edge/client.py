@@ -35,7 +35,8 @@ from keyhaul.messages.etsi014 import Delivered, Extensions, KeyRequest, Refusal,
 
 MAX_ANSWER = 4 * 1024 * 1024  # bytes; 1 MiB of key is 1.4 MiB of base64
 MAX_RETRIES = 20
-DEFAULT_PAUSE = 2  # seconds, where a 503 has no Retry-After
+DEFAULT_PAUSE = 2.0  # seconds, where a 503 has no Retry-After
+LEAST_PAUSE = 0.1
 
 Received = Delivered
 
@@ -120,7 +121,7 @@ class SaeClient:
             except PeerUnreachable:
                 raise  # nobody knows whether the node acted on it
             except Unavailable as busy:
-                pause = max(1, busy.retry_after or DEFAULT_PAUSE)
+                pause = max(LEAST_PAUSE, DEFAULT_PAUSE if busy.retry_after is None else busy.retry_after)
                 if loop.time() + pause > give_up:
                     raise
             await asyncio.sleep(pause)

@@ -6,6 +6,7 @@ the host name; this is checked before the first byte of a message leaves. Redire
 
 from __future__ import annotations
 
+import io
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ from keyhaul.ports import Answer, Peers
 _PROBLEM_LIMIT = 64 * 1024  # bytes of an answer to a message
 _JSON = "application/json; charset=UTF-8"
 _OCTETS = "application/octet-stream"
+_PIECEWISE = 256 * 1024  # bytes from which a body is written in pieces, so that others get their turn
 _IDLE_SECONDS = BOUNDS.idle / 2  # so that it is we who close idle connections, not the listener
 
 
@@ -131,9 +133,11 @@ class HttpPeers(Peers):
         return self._sessions[peer]
 
     async def _exchange(self, peer: str, url: str, body: bytes, kind: str, limit: int) -> tuple[int, bytes]:
-        headers = {"Content-Type": kind}
         request = self._session(peer).post(
-            URL(url, encoded=True), data=body, headers=headers, allow_redirects=False
+            URL(url, encoded=True),
+            data=body if len(body) < _PIECEWISE else io.BytesIO(body),
+            headers={"Content-Type": kind},
+            allow_redirects=False,
         )
         async with request as response:
             return response.status, await _bounded(response, limit)

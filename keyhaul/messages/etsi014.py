@@ -273,7 +273,7 @@ def _statement(key: _Key) -> dict[str, str] | None:
 def _decode(body: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
     try:
         value = decoder.decode(body)
-        json.loads(body, object_pairs_hook=_refuse_repeated)
+        _MEMBERS_ONCE.decode(body.decode())
     except UnicodeDecodeError:
         raise Malformed(f"the body is not a {what}: not UTF-8", "send JSON in UTF-8") from None
     except RecursionError:
@@ -289,6 +289,9 @@ def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
     """Two members of one name read differently in different parsers, so neither value is taken."""
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("an object has a member twice")
+
+
+_MEMBERS_ONCE = json.JSONDecoder(object_pairs_hook=_refuse_repeated)
 
 
 def _once(name: str, values: Sequence[str]) -> str:

@@ -66,6 +66,7 @@ def owned(path: Path) -> Iterator[None]:
     existed = lock.exists()
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.fchmod(descriptor, 0o600)
     except OSError as error:
         raise SealError(f"{lock} cannot be opened: {error.strerror}", "check the store's directory") from None
     try:
@@ -154,13 +155,13 @@ def prepare(path: Path, page_key: Secret) -> bytes:
             )
         _create(path, page_key)
     _check_header(path, page_key)
-    index = path.with_name(path.name + "-shm")
-    had_index = index.exists()
+    beside = [log, path.with_name(path.name + "-shm")]
+    missing = [file for file in beside if not file.exists()]
     try:
         return _check_contents(path, page_key)
     except SealError:
-        if not had_index:
-            index.unlink(missing_ok=True)
+        for file in missing:  # a connection that only reads makes them too, and leaves them
+            file.unlink(missing_ok=True)
         raise
 
 

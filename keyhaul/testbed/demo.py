@@ -1,4 +1,4 @@
-"""The main job in one go: a key from every application to every other, over real parts, compared bit by bit."""
+"""The main job in one go: a key from every application to every other, over real parts, bits compared."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _report(
     color = "green" if len(agreed) == len(results) else "red"
     times = sorted(result.ms for result in agreed) or [0.0]
     console.print(
-        f"[bold {color}]{len(agreed)} of {len(results)} pairs have the same bits at both ends[/bold {color}], "
+        f"[bold {color}]{len(agreed)} of {len(results)} pairs have the same bits at both ends[/], "
         f"{statistics.median(times):.0f} ms in the middle, {times[-1]:.0f} ms at most"
     )
     console.print(_by_hand(testbed, keep), markup=False, soft_wrap=True)

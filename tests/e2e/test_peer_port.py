@@ -1,4 +1,4 @@
-"""The node port and the posting client over real TLS, with an independent 020 KME and with bad callers."""
+"""The node port over real TLS: an independent 020 KME as its neighbour, and what bad callers get."""
 
 from __future__ import annotations
 
@@ -7,40 +7,26 @@ import contextlib
 import io
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import aiohttp
 import pytest
-from cryptography.hazmat.primitives import serialization
 from structlog.testing import capture_logs
 
-from keyhaul import certificates
-from keyhaul.certificates import CLIENT, SERVER, Leaf
-from keyhaul.edge.peer import BOUNDS, ENVELOPE_PATH, RECORDS_PATH, REFILL_PATH, NodePort, PeerKind, render
+from keyhaul.edge.peer import BOUNDS, ENVELOPE_PATH, RECORDS_PATH, REFILL_PATH
 from keyhaul.edge.posting import HttpPeers
-from keyhaul.edge.server import Bounds, Port, bind
-from keyhaul.edge.tls import Credentials, Policy, client_context, server_context
+from keyhaul.edge.server import Bounds
+from keyhaul.edge.tls import Policy, client_context
 from keyhaul.errors import (
     Conflict,
     InsufficientKey,
     KeyNotFound,
-    Malformed,
-    NoSuchTarget,
-    PeerUnreachable,
     Refused,
-    Tampered,
-    TimedOut,
     Unauthorized,
-    Unavailable,
-    Unsupported,
 )
-from keyhaul.identity import node_name, urn
-from keyhaul.keys import Message
+from keyhaul.identity import urn
 from keyhaul.messages.etsi020 import (
     Ack,
     AckStatus,
@@ -51,230 +37,32 @@ from keyhaul.messages.etsi020 import (
     encode_ext_keys,
     encode_void,
 )
-from keyhaul.pki import Files, Lifetimes, Pki
 from tests.interop.minimal020 import MinimalKme
 from tests.interop.schema020 import check
-
-HOST = "127.0.0.1"
-PREFIX = "https://qkd.etsi.org/gs020-interop-kms/"
-EXT_KEYS, ACK, VOID = "/kmapi/v1/ext_keys", "/kmapi/v1/ext_keys/ack", "/kmapi/v1/ext_keys/void"
-CALLBACK = "https://kme-b.example/kmapi/v1/ext_keys/ack"
-SECRET = b"bits that must not be seen anywhere"
-
-
-# --- who takes part
-
-
-@dataclass(frozen=True)
-class Cast:
-    """`vigo` is the node under test; its plain neighbours are ECDSA like other makers' KMEs."""
-
-    vigo: Credentials
-    vigo_ecdsa: Credentials
-    derio: Credentials
-    stranger: Credentials
-    kme: Credentials
-    draft: Credentials
-    sae: Credentials
-    foreign: Credentials
-
-
-def _credentials(files: Files) -> Credentials:
-    return Credentials(files.cert, files.key, files.ca)
-
-
-class _Ecdsa:
-    """A CA of another maker, in whose PKI nodes have ECDSA certificates."""
-
-    def __init__(self, directory: Path, domain: str) -> None:
-        self._directory, self._domain = directory, domain
-        self._window = Lifetimes(start=datetime.now(UTC)).window(2)
-        self._ca, self._key = certificates.authority(domain, "sae", self._window)
-        directory.mkdir()
-        self.anchor = directory / "ca.pem"
-        self.anchor.write_bytes(self._ca.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str, uri: str | None = None) -> Credentials:
-        leaf = Leaf(name, uri or urn("node", name), (HOST, "localhost"), (*SERVER, *CLIENT))
-        certificate, key = certificates.issue(leaf, self._domain, self._ca, self._key, self._window)
-        pem = serialization.Encoding.PEM
-        form = (pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        stem = self._directory / name
-        stem.with_suffix(".pem").write_bytes(certificate.public_bytes(pem))
-        stem.with_suffix(".key").write_bytes(key.private_bytes(*form))
-        return Credentials(stem.with_suffix(".pem"), stem.with_suffix(".key"), self.anchor)
+from tests.sideways import (
+    ACK,
+    CALLBACK,
+    EXT_KEYS,
+    PREFIX,
+    SECRET,
+    VOID,
+    Cast,
+    Node,
+    ack,
+    make_cast,
+    message,
+    node,
+    peers,
+    session,
+    transfer,
+    until,
+    void,
+)
 
 
 @pytest.fixture(scope="module")
 def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    directory = tmp_path_factory.mktemp("cast")
-    pki = Pki.create(directory / "pki", ["galicia", "euskadi"])
-    other = _Ecdsa(directory / "other", "others")
-    foreign = _Ecdsa(directory / "foreign", "foreign")
-    stranger_to_us = foreign.issue("kme-b")
-    return Cast(
-        vigo=_credentials(pki.node("galicia", "vigo", (HOST, "localhost"))),
-        vigo_ecdsa=other.issue("vigo"),
-        derio=_credentials(pki.node("euskadi", "derio", (HOST, "localhost"))),
-        stranger=_credentials(pki.node("euskadi", "stranger", (HOST,))),
-        kme=other.issue("kme-b"),
-        draft=other.issue("kme-draft"),
-        sae=other.issue("app", urn("sae", "kme-b")),
-        foreign=Credentials(stranger_to_us.cert, stranger_to_us.key, other.anchor),
-    )
-
-
-# --- the kernel of these tests
-
-
-@dataclass
-class Memory:
-    """What a node keeps, as a dictionary: idempotent, with tombstones, acknowledging after it answered."""
-
-    saes: frozenset[str] = frozenset({"SAE_A", "a b", "ñ"})
-    held: dict[UUID, ExtKeys] = field(default_factory=dict)
-    values: dict[UUID, bytes] = field(default_factory=dict)
-    ended: set[UUID] = field(default_factory=set)
-    acks: list[tuple[str, Ack]] = field(default_factory=list)
-    calls: list[tuple[str, str, Any]] = field(default_factory=list)
-    owed: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
-    raises: Exception | None = None
-
-    def _begin(self, operation: str, peer: str, content: Any) -> None:
-        self.calls.append((operation, peer, content))
-        if self.raises is not None:
-            raise self.raises
-
-    async def accept(self, peer: str, transfer: ExtKeys) -> None:
-        self._begin("accept", peer, transfer)
-        if transfer.extension_mandatory:
-            raise Unsupported(", ".join(transfer.extension_mandatory))
-        for target in transfer.target_sae_ids:
-            if target not in self.saes:
-                raise NoSuchTarget(f"no node serves {target}")
-        for key in transfer.keys:
-            if self.values.get(key.key_id, key.value) != key.value:
-                raise Conflict("the key differs from the one accepted before")
-        alive = [key.key_id for key in transfer.keys if key.key_id not in self.ended]
-        dead = [key.key_id for key in transfer.keys if key.key_id in self.ended]
-        self.values |= {key.key_id: key.value for key in transfer.keys if key.key_id in alive}
-        self.held |= dict.fromkeys(alive, transfer)
-        for ids, status in ((alive, AckStatus.RELAYED), (dead, AckStatus.FAILED)):
-            self._owe(peer, ids, status, transfer)
-
-    async def void(self, peer: str, request: Void) -> None:
-        self._begin("void", peer, request)
-        for key_id in request.key_ids or [
-            key_id
-            for key_id, held in self.held.items()
-            if (held.initiator_sae_id, held.target_sae_ids)
-            == (request.initiator_sae_id, request.target_sae_ids)
-        ]:
-            known = self.values.pop(key_id, None) is not None
-            self.ended.add(key_id)
-            self._owe(peer, [key_id], AckStatus.VOIDED if known else AckStatus.NOT_PRESENT, request)
-
-    async def acknowledge(self, peer: str, acks: Sequence[Ack]) -> None:
-        self._begin("acknowledge", peer, acks)
-        self.acks += [(peer, ack) for ack in acks]
-
-    async def envelope(self, peer: str, body: bytes) -> None:
-        self._begin("envelope", peer, body)
-
-    async def refill(self, peer: str, body: bytes) -> bytes:
-        self._begin("refill", peer, body)
-        return body[::-1]
-
-    async def records(self, peer: str, body: bytes) -> None:
-        self._begin("records", peer, body)
-
-    def _owe(self, peer: str, ids: list[UUID], status: AckStatus, about: ExtKeys | Void) -> None:
-        if ids:
-            ack = Ack(tuple(ids), status, about.initiator_sae_id, about.target_sae_ids)
-            self.owed.put_nowait(message(peer, "ack", encode_acks([ack]), url=about.ack_callback_url))
-
-
-def message(peer: str, path: str, body: bytes, *, url: str | None = None, sealed: bool = False) -> Message:
-    return Message(uuid4(), peer, path, body, sealed, (), 0.0, 0.0, url)
-
-
-@dataclass
-class Node:
-    url: str
-    kernel: Memory
-    callbacks: dict[str, str]
-
-
-@contextlib.asynccontextmanager
-async def node(
-    credentials: Credentials, *, bounds: Bounds = BOUNDS, policy: Policy = Policy.COMPATIBLE
-) -> AsyncIterator[Node]:
-    """The node port of vigo."""
-    kernel = Memory()
-    callbacks = {"kme-b": CALLBACK, "kme-draft": CALLBACK}
-    peers = {"kme-b": PeerKind.PLAIN, "kme-draft": PeerKind.PLAIN, "derio": PeerKind.SEALED}
-    handlers = NodePort(kernel, peers, callbacks, drafts=frozenset({"kme-draft"}))
-    port = Port(
-        "node", handlers.application(), render, node_name, server_context(credentials, policy), bounds
-    )
-    await port.open([bind(HOST, 0)])
-    try:
-        yield Node(f"https://{HOST}:{port.addresses[0][1]}", kernel, callbacks)
-    finally:
-        await port.close()
-
-
-@contextlib.asynccontextmanager
-async def session(
-    credentials: Credentials, policy: Policy = Policy.COMPATIBLE
-) -> AsyncIterator[aiohttp.ClientSession]:
-    connector = aiohttp.TCPConnector(ssl=client_context(credentials, policy))
-    async with aiohttp.ClientSession(connector=connector) as opened:
-        yield opened
-
-
-@contextlib.asynccontextmanager
-async def peers(*args: Any, **options: Any) -> AsyncIterator[HttpPeers]:
-    posting = HttpPeers(*args, **options)
-    try:
-        yield posting
-    finally:
-        await posting.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def transfer(**changes: Any) -> dict[str, Any]:
-    body = {
-        "keys": [{"key_id": str(uuid4()), "value": "AAECAwQFBgcICQoLDA0ODw=="}],
-        "initiator_sae_id": "SAE_B",
-        "target_sae_ids": ["SAE_A"],
-        "ack_callback_url": CALLBACK,
-    } | changes
-    return {name: value for name, value in body.items() if value is not ...}
-
-
-def void(**changes: Any) -> dict[str, Any]:
-    body = {
-        "key_ids": [str(uuid4())],
-        "initiator_sae_id": "SAE_B",
-        "target_sae_ids": ["SAE_A"],
-        "ack_callback_url": CALLBACK,
-    } | changes
-    return {name: value for name, value in body.items() if value is not ...}
-
-
-def ack(**changes: Any) -> dict[str, Any]:
-    return {
-        "key_id_container": [{"key_id": str(uuid4())}],
-        "ack_status": "relayed",
-        "initiator_sae_id": "SAE_A",
-        "target_sae_ids": ["SAE_B"],
-    } | changes
+    return make_cast(tmp_path_factory.mktemp("cast"))
 
 
 # --- the independent peer
@@ -422,7 +210,6 @@ def test_the_independent_peer_refuses_acks_outside_an_array(cast: Cast, minimal:
 
 # --- what bad input gets
 
-RAW = "raw"
 BAD: list[tuple[str, str, Any, int, str]] = [
     ("no JSON", EXT_KEYS, b"{nope", 400, "invalid-parameter"),
     ("no body", EXT_KEYS, b"", 400, "invalid-parameter"),
@@ -630,8 +417,8 @@ def test_bodies_over_the_limit_are_refused_however_they_are_announced(cast: Cast
     async def story() -> None:
         async with node(cast.vigo_ecdsa) as here, session(cast.kme) as caller:
             large = [{"key_id": str(uuid4()), "value": "A" * (8 * 1024 * 1024 - 400)}]
-            body = json.dumps(transfer(keys=large)).encode()
-            async with caller.post(here.url + EXT_KEYS, data=io.BytesIO(body)) as response:
+            whole = json.dumps(transfer(keys=large)).encode()
+            async with caller.post(here.url + EXT_KEYS, data=io.BytesIO(whole)) as response:
                 assert response.status == 202  # eight MiB, less a little
             for body in (bytes(BOUNDS.body + 1), chunks()):
                 async with caller.post(
@@ -651,7 +438,7 @@ def test_slow_senders_get_a_timeout_and_leave_nothing(cast: Cast) -> None:
 
     async def story() -> None:
         end = asyncio.Event()
-        quick = Bounds(body=BOUNDS.body, body_time=0.1)
+        quick = Bounds(body=BOUNDS.body, body_time=0.1, linger=0.1)
         async with node(cast.vigo_ecdsa, bounds=quick) as here, session(cast.kme) as caller:
             async with caller.post(here.url + EXT_KEYS, data=drops(end)) as response:
                 said = check("problem_details", await response.read())
@@ -691,240 +478,5 @@ def test_draft_peers_are_read_liberally_and_others_are_not(cast: Cast) -> None:
                 ("void", "kme-draft"),
             ]
             assert here.kernel.acks[0][1].target_sae_ids == ("SAE_B",)
-
-    asyncio.run(story())
-
-
-# --- sealed neighbours, and the posting client
-
-
-def test_sealed_neighbours_use_their_own_paths_under_post_quantum_tls(cast: Cast) -> None:
-    async def story() -> None:
-        async with (
-            node(cast.vigo, policy=Policy.PQ) as here,
-            peers({"vigo": (here.url, client_context(cast.derio, Policy.PQ))}) as posting,
-        ):
-            answer = await posting.post(
-                message("vigo", "ext_keys", b"\x00envelope", sealed=True, url="https://x/")
-            )
-            assert (answer.status, answer.cause) == (202, "")
-            assert await posting.call("vigo", "refill", b"abc") == b"cba"
-            assert await posting.call("vigo", "records", b"xyz") == b""
-            assert here.kernel.calls == [
-                ("envelope", "derio", b"\x00envelope"),
-                ("refill", "derio", b"abc"),
-                ("records", "derio", b"xyz"),
-            ]
-            plain = await posting.post(message("vigo", "ext_keys", json.dumps(transfer()).encode()))
-            assert plain.status == 401  # a sealed neighbour does not get round its seal
-            assert here.kernel.values == {}
-
-    asyncio.run(story())
-
-
-def test_calls_raise_what_the_answer_says(cast: Cast) -> None:
-    cases: list[tuple[Exception, type[Exception]]] = [
-        (Malformed("not a batch"), Malformed),
-        (Tampered(), Unauthorized),
-        (TimedOut("slow"), TimedOut),
-        (InsufficientKey("dry"), InsufficientKey),
-        (Conflict("differs"), Unavailable),
-    ]
-
-    async def story() -> None:
-        async with (
-            node(cast.vigo, policy=Policy.PQ) as here,
-            peers({"vigo": (here.url, client_context(cast.derio, Policy.PQ))}) as posting,
-        ):
-            for raised, expected in cases:
-                here.kernel.raises = raised
-                with pytest.raises(expected) as refused:
-                    await posting.call("vigo", "refill", b"")
-                assert type(refused.value) is expected
-                assert str(raised) in str(refused.value)
-            with pytest.raises(Unavailable, match="404"):
-                await posting.call("vigo", "nowhere", b"")
-
-    asyncio.run(story())
-
-
-def test_connections_are_kept_and_bounded(cast: Cast) -> None:
-    async def story() -> None:
-        async with (
-            node(cast.vigo, policy=Policy.PQ) as here,
-            peers({"vigo": (here.url, client_context(cast.derio, Policy.PQ))}, connections=2) as posting,
-        ):
-            await asyncio.gather(*(posting.call("vigo", "refill", b"x") for _ in range(40)))
-            connector = posting._sessions["vigo"].connector
-            assert connector is not None
-            assert 1 <= sum(len(idle) for idle in connector._conns.values()) <= 2
-
-    asyncio.run(story())
-
-
-def test_a_server_with_another_name_gets_not_a_byte(cast: Cast) -> None:
-    async def story() -> None:
-        async with (
-            node(cast.vigo, policy=Policy.PQ) as here,
-            peers({"burgos": (here.url, client_context(cast.derio, Policy.PQ))}) as posting,
-        ):
-            with pytest.raises(PeerUnreachable, match="vigo"):
-                await posting.post(message("burgos", "ext_keys", SECRET, sealed=True))
-            with pytest.raises(PeerUnreachable, match="vigo"):
-                await posting.call("burgos", "refill", SECRET)
-            assert here.kernel.calls == []
-
-    asyncio.run(story())
-
-
-def test_servers_that_cannot_be_believed_or_reached(cast: Cast) -> None:
-    async def story() -> None:
-        with bind(HOST, 0) as silent:
-            port = silent.getsockname()[1]
-            async with node(cast.foreign) as impostor, node(cast.vigo_ecdsa) as real:
-                context = client_context(cast.kme, Policy.COMPATIBLE)
-                neighbours = {
-                    "kme-b": (impostor.url, context),  # the right name, from another CA
-                    "vigo": (real.url.replace(HOST, "127.0.0.2"), context),  # the right name, at another host
-                    "silent": (f"https://{HOST}:{port}", context),
-                }
-                async with peers(neighbours, connect_seconds=0.3, answer_seconds=0.5) as posting:
-                    for peer in ("kme-b", "vigo", "silent", "nobody"):
-                        with pytest.raises(PeerUnreachable) as failed:
-                            await posting.post(message(peer, "ext_keys", SECRET))
-                        assert failed.value.remedy
-                        assert SECRET.decode() not in str(failed.value)
-                assert impostor.kernel.calls == real.kernel.calls == []
-
-    asyncio.run(story())
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://127.0.0.1:1" + ACK,
-        "http://{origin}" + ACK,
-        "https://user@{origin}" + ACK,
-        "https://{origin}@x.example" + ACK,
-        "https://x.example" + ACK,
-        "https://{origin}" + ACK + "#x",
-        "https://[",
-        "",
-    ],
-)
-def test_acks_go_to_the_configured_origin_only(cast: Cast, url: str) -> None:
-    async def story() -> None:
-        async with (
-            node(cast.vigo_ecdsa) as here,
-            peers({"vigo": (here.url, client_context(cast.kme, Policy.COMPATIBLE))}) as posting,
-        ):
-            body = json.dumps([ack()]).encode()
-            aimed = url.replace("{origin}", here.url.removeprefix("https://"))
-            with pytest.raises(PeerUnreachable, match="callback"):
-                await posting.post(message("vigo", "ack", body, url=aimed))
-            assert (await posting.post(message("vigo", "ack", body, url=here.url + ACK))).status == 200
-            assert len(here.kernel.acks) == 1
-
-    asyncio.run(story())
-
-
-# --- neighbours that misbehave
-
-
-@contextlib.asynccontextmanager
-async def misbehaving(
-    credentials: Credentials, answers: Sequence[bytes]
-) -> AsyncIterator[tuple[str, list[int]]]:
-    """A server that gives raw answers, one a request, and hangs up after each; counts its requests."""
-    requests: list[int] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
-            header = await reader.readuntil(b"\r\n\r\n")
-            length = int(header.lower().split(b"content-length:")[1].split()[0])
-            await reader.readexactly(length)
-            requests.append(length)
-            writer.write(answers[min(len(requests), len(answers)) - 1])
-            await writer.drain()
-        writer.close()
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
-            await writer.wait_closed()
-
-    server = await asyncio.start_server(
-        serve, sock=bind(HOST, 0), ssl=server_context(credentials, Policy.COMPATIBLE)
-    )
-    try:
-        yield f"https://{HOST}:{server.sockets[0].getsockname()[1]}", requests
-    finally:
-        server.close()
-        await server.wait_closed()
-
-
-def _answer(status: str, body: bytes = b"", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
-    return "\r\n".join(lines).encode() + body
-
-
-def test_redirects_are_answers_and_are_not_followed(cast: Cast) -> None:
-    async def story() -> None:
-        async with (
-            node(cast.vigo_ecdsa) as target,
-            misbehaving(
-                cast.vigo_ecdsa, [_answer("307 Temporary Redirect", b"", f"Location: {target.url}{EXT_KEYS}")]
-            ) as (url, requests),
-            peers({"vigo": (url, client_context(cast.kme, Policy.COMPATIBLE))}) as posting,
-        ):
-            answer = await posting.post(message("vigo", "ext_keys", json.dumps(transfer()).encode()))
-            assert (answer.status, len(requests)) == (307, 1)
-            assert "redirect" in answer.cause
-            assert target.kernel.calls == []
-
-    asyncio.run(story())
-
-
-def test_a_connection_closed_meanwhile_is_opened_again_once(cast: Cast) -> None:
-    async def story() -> None:
-        async with (
-            misbehaving(cast.vigo_ecdsa, [b"", _answer("202 Accepted"), b""]) as (url, requests),
-            peers({"vigo": (url, client_context(cast.kme, Policy.COMPATIBLE))}) as posting,
-        ):
-            assert (await posting.post(message("vigo", "ext_keys", b"{}"))).status == 202
-            with pytest.raises(PeerUnreachable):
-                await posting.post(message("vigo", "ext_keys", b"{}"))
-            assert len(requests) == 4
-
-    asyncio.run(story())
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        _answer("503 Service Unavailable", b"x" * 70_000),
-        b"HTTP/1.1 202 Accepted\r\nContent-Length: 10\r\n\r\nabc",
-        b"220 mail.example ESMTP\r\n\r\n",
-        b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    ],
-    ids=["endless", "cut", "another protocol", "bad chunks"],
-)
-def test_answers_that_are_none_leave_the_outcome_open(cast: Cast, answer: bytes) -> None:
-    async def story() -> None:
-        async with (
-            misbehaving(cast.vigo_ecdsa, [answer]) as (url, _),
-            peers({"vigo": (url, client_context(cast.kme, Policy.COMPATIBLE))}) as posting,
-        ):
-            with pytest.raises(PeerUnreachable):
-                await posting.post(message("vigo", "ext_keys", b"{}"))
-
-    asyncio.run(story())
-
-
-def test_a_compressed_answer_is_not_unpacked(cast: Cast) -> None:
-    async def story() -> None:
-        packed = _answer("400 Bad Request", b"\x1f\x8b\x08\x00", "Content-Encoding: gzip")
-        async with (
-            misbehaving(cast.vigo_ecdsa, [packed]) as (url, _),
-            peers({"vigo": (url, client_context(cast.kme, Policy.COMPATIBLE))}) as posting,
-        ):
-            assert (await posting.post(message("vigo", "ext_keys", b"{}"))).status == 400
 
     asyncio.run(story())

@@ -104,8 +104,11 @@ def test_client_waits_for_key_while_its_patience_lasts(cast: Cast) -> None:
 
         async def request(self, order: Order) -> list[Delivered]:
             self.calls += 1
-            self.left = 256 if self.calls == 2 else 0
-            return await super().request(order)
+            if self.calls == 2:
+                return await super().request(order)
+            lacking = InsufficientKey("not enough key material available", "try again later")
+            lacking.retry_after = 0 if self.calls == 1 else 3
+            raise lacking
 
     async def story() -> tuple[int, int]:
         kernel = Refilling()
@@ -113,7 +116,7 @@ def test_client_waits_for_key_while_its_patience_lasts(cast: Cast) -> None:
             async with SaeClient(port.url, cast.tls(MASTER), patience=5) as patient:
                 keys = await patient.get_key(SLAVE)
             async with SaeClient(port.url, cast.tls(MASTER), patience=1) as hasty:
-                with pytest.raises(InsufficientKey):
+                with pytest.raises(Unavailable):
                     await hasty.get_key(SLAVE)
         return len(keys), kernel.calls
 

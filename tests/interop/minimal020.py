@@ -248,13 +248,13 @@ class MinimalKme:
             value, held.value, held.state = held.value, None, "taken"
             return value
 
-    def _common(self, container: dict[str, Any], *blame: str) -> tuple[str, list[str], str]:
-        initiator, targets = _saes(container, *blame)
+    def _common(self, container: dict[str, Any], kind: str, detail: str) -> tuple[str, list[str], str]:
+        initiator, targets = _saes(container, kind, detail)
         url = container.get("ack_callback_url")
         if url is None:
             _missing("ack_callback_url")
         if not isinstance(url, str) or not url.startswith(self.allowed_origin + "/"):
-            raise Refusal(400, *blame, "ack_callback_url")
+            raise Refusal(400, kind, detail, "ack_callback_url")
         return initiator, targets, url
 
     def _later(self, url: str, key_ids: list[str], status: str, initiator: str, targets: list[str]) -> None:

@@ -600,6 +600,6 @@ def test_decoders_refuse_garbage_and_nothing_else(body: bytes) -> None:
     for decode in (decode_ext_keys, decode_acks, decode_void):
         for liberal in (False, True):
             try:
-                decode(body, liberal=liberal)  # type: ignore[operator]
+                decode(body, liberal=liberal)
             except Malformed:
                 continue
