@@ -69,6 +69,9 @@ class Gossip:
 
     async def run(self) -> None:
         """Announce and pass on until cancelled."""
+        # What an earlier run received and did not pass on before it ended is owed still.
+        for known in self._directory.known():
+            self._spread(known, but="")
         async with asyncio.TaskGroup() as tasks:
             for name, neighbour in self._neighbours.items():
                 tasks.create_task(self._tell(name, neighbour))

@@ -38,13 +38,16 @@ from keyhaul.links.prefetch import DeviceKeys
 from keyhaul.links.refill import Refill
 from keyhaul.links.sealed import SealedLink
 from keyhaul.links.supply import Supply
-from keyhaul.messages.envelope import Mode
+from keyhaul.messages.envelope import Mode, Suite
 from keyhaul.messages.etsi020 import PATHS, Ack, Dialect, ExtKeys, Void
+from keyhaul.messages.payload import Scheme
+from keyhaul.minting import DeviceMint, Mint, OwnMint
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
 from keyhaul.relay import Relay
 from keyhaul.routing import Edge, Network
+from keyhaul.schemes.paper_a import PaperA
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
@@ -130,6 +133,7 @@ class Node:
     def __init__(self, settings: config.NodeConfig) -> None:
         self.config = settings
         self.urls: dict[str, str] = {}
+        self._paper_a = settings.delivery.profile == "paper-a"
         self._tasks = Tasks()
         self._clock = WallClock()
         self._started = time.time()
@@ -197,17 +201,22 @@ class Node:
         ledger = self.vault.ledger
         device = self._device_keys(peer, peer.device) if peer.device is not None else None
         own_keys = OneTimeKeys(peer.name, ledger)
-        peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer.name}", KEM_LOW, KEM_HIGH)
+        peer_keys: Supply[OneTimeKey] = Supply(
+            # Paper A exchanges a key for every message when it is sent, so it keeps none ready.
+            f"one-time keys of {peer.name}",
+            *((0, 0) if self._paper_a else (KEM_LOW, KEM_HIGH)),
+        )
         self.links[peer.name] = SealedLink(
             me=self.config.name,
             peer=peer.name,
-            mode=Mode(peer.mode),
+            mode=Mode.EXPANDED if self._paper_a else Mode(peer.mode),
             epoch=ledger.incarnation[:8],
             ledger=ledger,
             clock=self._clock,
             peer_keys=peer_keys,
             own_keys=own_keys,
             device=device,
+            suite=Suite.PAPER_A if self._paper_a else Suite.HKDF_SHA384,
         )
         call = self.peers.call
         self.refills[peer.name] = Refill(
@@ -233,6 +242,7 @@ class Node:
             limits=limits,
             method=end.method,
         )
+        self._devices.append(device)
         self._stack.push_async_callback(device.close)
         return DeviceKeys(
             peer=peer.name,
@@ -242,11 +252,12 @@ class Node:
             key_size=end.key_size,
             low=self.config.prefetch.low,
             high=self.config.prefetch.high,
+            ahead=not self._paper_a,
         )
 
     def _build_relay(self) -> None:
         settings, view = self.config, self.config.network
-        trusted = Trusted()
+        schemes: list[Scheme] = [PaperA()] if self._paper_a else [Trusted()]
         self.network = Network(
             view.nodes,
             [Edge(link.a, link.b, link.kind, link.mode) for link in view.links],
@@ -259,9 +270,8 @@ class Node:
             ledger=self.vault.ledger,
             links=self.links,
             view=self.network,
-            schemes={trusted.name: trusted},
+            schemes={scheme.name: scheme for scheme in schemes},
             pairing=self.pairing,
-            entropy=SystemEntropy(),
             clock=self._clock,
             settings=_settings(settings),
             callback=self.urls["node"] + PATHS["ack"],
@@ -272,7 +282,13 @@ class Node:
         self.outbox.outcome = self.settlement
         self.outbox.seal = Letters(self.site).seal
         self.relay = Relay(self.site, self.outbox, self.settlement)
-        self.origin = Origin(self.site, self.relay, self.settlement, self._tasks.spawn)
+        self.origin = Origin(self.site, self.relay, self.settlement, self._tasks.spawn, self._mint())
+
+    def _mint(self) -> Mint:
+        """Profile `paper-a` hands out the local device's keys; everything else makes its own."""
+        if self._paper_a and self._devices:
+            return DeviceMint(self._devices[0])
+        return OwnMint(SystemEntropy())
 
     async def _load(self) -> None:
         await self.pairing.start()
@@ -391,8 +407,10 @@ async def serve(settings: config.NodeConfig, *, sockets: Mapping[str, socket.soc
 
 def _settings(settings: config.NodeConfig) -> Settings:
     delivery = settings.delivery
+    paper_a = delivery.profile == "paper-a"
     return Settings(
-        release=delivery.release,
+        release="immediate" if paper_a else delivery.release,
+        scheme="paper-a" if paper_a else "trusted",
         request_timeout=delivery.request_timeout,
         ttl=delivery.ttl,
         retention=delivery.retention,

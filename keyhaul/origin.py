@@ -9,7 +9,6 @@ off by a crash) stays ready for the next request of the same SAEs.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from keyhaul import lifecycle
 from keyhaul.errors import KeyhaulError, KeyNotFound, Unauthorized, Unavailable
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import Delivered, Order, Standing
+from keyhaul.minting import Mint
 from keyhaul.pools import Pool, Pools
 from keyhaul.ports import Spawn
 from keyhaul.relay import Batch, Relay
@@ -49,8 +49,9 @@ class _Wait:
 class Origin:
     """Serves the SAEs of one node (the `Delivery` that the 014 port calls)."""
 
-    def __init__(self, site: Site, relay: Relay, settlement: Settlement, spawn: Spawn) -> None:
+    def __init__(self, site: Site, relay: Relay, settlement: Settlement, spawn: Spawn, mint: Mint) -> None:
         self._site = site
+        self._mint = mint
         self._relay = relay
         self._settlement = settlement
         self._spawn = spawn
@@ -77,7 +78,7 @@ class Origin:
         if plain and (ready := await self._take_ready(order)):
             return ready
         at_once = self._site.settings.release == "immediate" or self._local(order)
-        batch = self._mint(order, waiting=not at_once)
+        batch = await self._batch(order, waiting=not at_once)
         if at_once:
             await self._relay.dispatch(batch)
         else:
@@ -85,14 +86,12 @@ class Origin:
         self._top_up(order)
         return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
 
-    def _mint(self, order: Order, *, waiting: bool) -> Batch:
+    async def _batch(self, order: Order, *, waiting: bool) -> Batch:
         """Fresh keys; `waiting` keeps them for the master until they are handed out."""
         now = self._site.clock.now()
         settings = self._site.settings
-        width = order.size // 8
-        pool = self._site.entropy.read(width * order.number).reveal()
         return Batch(
-            keys=[(uuid.uuid4(), Secret(pool[at * width : (at + 1) * width])) for at in range(order.number)],
+            keys=await self._mint.keys(order.number, order.size),
             initiator=order.master,
             targets=order.targets,
             size=order.size,
@@ -101,13 +100,18 @@ class Origin:
             expires=now + settings.ttl,
             waiting=frozenset({MASTER} if waiting else ()),
             scheme=self._wanted(order),
-            demanded=frozenset(order.options.get("keyhaul_labels", ())),
+            demanded=self._demanded(order),
         )
 
     def _wanted(self, order: Order) -> str | None:
         wanted = order.options.get("keyhaul_scheme")
         known = wanted in self._site.schemes
         return wanted if known or "keyhaul_scheme" in order.mandatory else None
+
+    def _demanded(self, order: Order) -> frozenset[str]:
+        """Labels the path must carry. Optional ones change nothing while there is one scheme a path."""
+        insisted = "keyhaul_labels" in order.mandatory
+        return frozenset(order.options["keyhaul_labels"]) if insisted else frozenset()
 
     def _local(self, order: Order) -> bool:
         return all(leg == self._site.name for leg in self._site.legs(order.targets))
@@ -194,7 +198,7 @@ class Origin:
         return row.state is State.DELIVERABLE and MASTER in row.waiting and current
 
     def _give(self, row: Row, sae: str) -> Delivered:
-        """Hand a key to one SAE (or MASTER) under the row's lock: copy the bits, then note that it is gone."""
+        """Hand a key to one SAE, or MASTER, under the row's lock: copy the bits, then note it is gone."""
         assert row.secret is not None
         bits = Secret(row.secret.reveal())
         row.waiting -= {sae}
@@ -213,7 +217,9 @@ class Origin:
         try:
             while lacking := self._pools.lacking(pool):
                 number = min(lacking, MAX_BATCH)
-                batch = self._mint(Order(order.master, order.targets, number, order.size), waiting=True)
+                batch = await self._batch(
+                    Order(order.master, order.targets, number, order.size), waiting=True
+                )
                 refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
                 if self._local(order):
                     await self._relay.dispatch(batch)

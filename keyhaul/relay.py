@@ -35,7 +35,7 @@ from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.letters import Letters
 from keyhaul.messages import etsi020
 from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys
-from keyhaul.messages.payload import Context, Scheme
+from keyhaul.messages.payload import NO_PAIR, Context, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Change, Grant, Opened
@@ -142,7 +142,9 @@ class Relay:
             route=hops,
             trust=tuple(sorted(statement.items())),
         )
-        pair = await self.site.pairing.outgoing(destination, batch.deadline)
+        pair = NO_PAIR
+        if scheme.authenticated:
+            pair = await self.site.pairing.outgoing(destination, batch.deadline)
         payload = scheme.originate([key for _, key in batch.keys], context, pair)
         grant, message = await self._hand_on(
             scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline
@@ -321,7 +323,9 @@ class Relay:
                 raise Tampered
             pad = opened.pad(scheme.pad_bytes(wrapping.payload))
             bare = scheme.transit(wrapping.payload, pad, None)
-            pair = await self.site.pairing.incoming(bare.head, context.origin)
+            pair = NO_PAIR
+            if scheme.authenticated:
+                pair = await self.site.pairing.incoming(bare.head, context.origin)
             return scheme.deliver(bare, context, pair)
         except (Tampered, Malformed, NoSuchTarget):
             log.error(

@@ -11,7 +11,7 @@ from keyhaul.keys import Row
 from keyhaul.messages.etsi020 import Dialect
 from keyhaul.messages.payload import Scheme
 from keyhaul.pairing import Pairing
-from keyhaul.ports import Clock, Entropy, Ledger, Link
+from keyhaul.ports import Clock, Ledger, Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Settings:
     """
 
     release: str = "relayed"
+    scheme: str = "trusted"
     request_timeout: float = 15.0
     ttl: float = 86_400.0
     retention: float = 86_400.0
@@ -68,7 +69,6 @@ class Site:
     view: View
     schemes: Mapping[str, Scheme]
     pairing: Pairing
-    entropy: Entropy
     clock: Clock
     settings: Settings
     callback: str = ""
@@ -109,12 +109,12 @@ class Site:
 
 
 def choose_scheme(site: Site, hops: tuple[str, ...], wanted: str | None, demanded: frozenset[str]) -> Scheme:
-    """The scheme for a path: what the request names, else `trusted`. Raises ExtensionRefused.
+    """The scheme for a path: what the request names, else the node's default. Raises ExtensionRefused.
 
     Labels demanded are met by the scheme or by every link of the path, or the request fails before
     anything is sent, naming the hop that lacks one (design §2).
     """
-    scheme = site.schemes.get(wanted or "trusted")
+    scheme = site.schemes.get(wanted or site.settings.scheme)
     if scheme is None:
         raise ExtensionRefused(
             f"scheme {wanted!r} is not available on this path", f"choose one of {', '.join(site.schemes)}"

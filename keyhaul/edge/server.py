@@ -110,8 +110,10 @@ class Port:
             try:
                 caller_of(request)
                 return await handler(request)
-            except ConnectionError:
-                raise  # nobody is left to answer
+            except ConnectionError as lost:
+                if request.transport is None:
+                    raise  # nobody is left to answer
+                return self._refuse(request, self._unexpected(lost))
             except KeyhaulError as error:
                 if error.status >= 500 and not isinstance(error, Unavailable):
                     return self._refuse(request, self._unexpected(error))

@@ -81,6 +81,10 @@ class Pair:
     statement: bytes = b""
 
 
+NO_PAIR = Pair(b"", Secret(b""))
+"""For the one scheme in which the origin authenticates nothing."""
+
+
 class Scheme(Protocol):
     """The plug-in interface: three verbs and what they promise (design §2).
 
@@ -89,6 +93,7 @@ class Scheme(Protocol):
 
     name: str
     labels: frozenset[str]
+    authenticated: bool  # whether the origin vouches for the payload; only `paper-a` does without
 
     def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
         """At the origin's node: keys of equal size to a payload without any pad yet."""

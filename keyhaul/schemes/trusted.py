@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from keyhaul.errors import Tampered
 from keyhaul.keys import Secret
 from keyhaul.messages.envelope import xor
-from keyhaul.messages.payload import TAG_BYTES, Context, Pair, Payload, check_origin_tag, origin_tag, split_keys
+from keyhaul.messages.payload import (
+    TAG_BYTES,
+    Context,
+    Pair,
+    Payload,
+    check_origin_tag,
+    origin_tag,
+    split_keys,
+)
 
 
 class Trusted:
@@ -19,6 +27,7 @@ class Trusted:
 
     name = "trusted"
     labels: frozenset[str] = frozenset()
+    authenticated = True
 
     def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
         body = b"".join(key.reveal() for key in keys)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -135,7 +136,9 @@ def _report(
     names = [node.name for node in testbed.topology.nodes]
     shorten = _shortener(names)
     console.print(_table(results, shorten))
-    console.print("nodes: " + ", ".join(f"{number} {name}" for number, name in enumerate(names, 1)))
+    console.print(
+        "nodes: " + ", ".join(f"{number} {name}" for number, name in enumerate(names, 1)), soft_wrap=True
+    )
     console.print("links: = quantum (ETSI 014 devices, with ML-KEM on top), - post-quantum (ML-KEM)")
     for result in results:
         if not result.agree:
@@ -144,16 +147,20 @@ def _report(
     times = sorted(result.ms for result in agreed) or [0.0]
     console.print(
         f"[bold {color}]{len(agreed)} of {len(results)} pairs have the same bits at both ends[/], "
-        f"{statistics.median(times):.0f} ms in the middle, {times[-1]:.0f} ms at most"
+        f"{statistics.median(times):.0f} ms in the middle, {times[-1]:.0f} ms at most",
+        soft_wrap=True,
     )
     console.print(_by_hand(testbed, keep), markup=False, soft_wrap=True)
 
 
 def _table(results: Sequence[Result], shorten: Callable[[str], str]) -> Table:
-    table = Table(title_justify="left")
-    for head in ("pair", "path", "scheme", "on the wire", "at relays"):
+    """Fits 80 columns, which is also what rich assumes where there is no terminal."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for head in ("pair", "path", "scheme"):
+        table.add_column(head, no_wrap=True)
+    for head in ("trust on the wire", "at relays"):
         table.add_column(head)
-    table.add_column("ms", justify="right")
+    table.add_column("ms", justify="right", no_wrap=True)
     for result in results:
         pair = f"{result.source} → {result.destination}"
         if result.agree:

@@ -271,6 +271,13 @@ class Broken(Kernel):
         return [Delivered(uuid4(), Secret(b"x"))]
 
 
+class Cut(Kernel):
+    """A kernel whose own connection to somebody broke: the caller's has not."""
+
+    async def request(self, order: Order) -> list[Delivered]:
+        raise ConnectionResetError("value leaked")
+
+
 class Careless(Kernel):
     """A kernel that hands out less than was ordered."""
 
@@ -279,7 +286,7 @@ class Careless(Kernel):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "path"), [(Broken(), ENC), (Broken(), f"{DEC}?key_ID={ID}"), (Careless(), ENC)]
+    ("kernel", "path"), [(Broken(), ENC), (Broken(), f"{DEC}?key_ID={ID}"), (Cut(), ENC), (Careless(), ENC)]
 )
 def test_a_bug_is_503_logged_without_values(cast: Cast, logs: list[Any], kernel: Kernel, path: str) -> None:
     async def story() -> None:

@@ -38,6 +38,7 @@ from keyhaul.links.sealed import SealedLink
 from keyhaul.links.supply import Supply
 from keyhaul.messages.envelope import Mode
 from keyhaul.messages.etsi014 import Delivered, Order
+from keyhaul.minting import OwnMint
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
@@ -162,7 +163,6 @@ class SimNode:
             view=world.network,
             schemes={"trusted": Trusted()},
             pairing=self.pairing,
-            entropy=SystemEntropy(),
             clock=clock,
             settings=world.settings,
             callback=f"https://{self.name}/kmapi/v1/ext_keys/ack",
@@ -172,7 +172,7 @@ class SimNode:
         self.outbox.outcome = self.settlement
         self.outbox.seal = Letters(self.site).seal
         self.relay = Relay(self.site, self.outbox, self.settlement)
-        self.origin = Origin(self.site, self.relay, self.settlement, self.spawn)
+        self.origin = Origin(self.site, self.relay, self.settlement, self.spawn, OwnMint(SystemEntropy()))
         await self.pairing.start()
         await self.gossip.start()
         for link in self.links.values():
