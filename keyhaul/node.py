@@ -374,6 +374,7 @@ class Node:
                 {"peer": link.peer, "kind": link.kind, "mode": link.mode.value, "level_bits": link.level()}
                 for link in self.links.values()
             ],
+            "pools": self.origin.pools.summary(),
             "outbox": self.outbox.waiting(),
             "unfinished": len(await self.vault.ledger.unfinished()),
         }

@@ -56,7 +56,7 @@ class Origin:
         self._settlement = settlement
         self._spawn = spawn
         self._waits: dict[Ref, _Wait] = {}
-        self._pools = Pools(site.settings.pool)
+        self.pools = Pools(site.settings.pool)
         self._filling: set[Pool] = set()
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
@@ -64,7 +64,7 @@ class Origin:
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready."""
         for row in await self._site.ledger.deliverable():
-            self._pools.offer(row)
+            self.pools.offer(row)
 
     # ------------------------------------------------------------------ enc_keys
 
@@ -161,7 +161,7 @@ class Origin:
                 self._learn(row)
             wait = self._waits.get(row.ref)
             if wait is None or not wait.claims:
-                self._pools.offer(row)
+                self.pools.offer(row)
             if wait is not None:
                 wait.conclude(row)
 
@@ -178,7 +178,7 @@ class Origin:
     async def _take_ready(self, order: Order) -> list[Delivered]:
         """Keys from the pool: all that were asked for, or none."""
         pool = Pool(order.master, frozenset(order.targets), order.size)
-        refs = self._pools.pop(pool, order.number)
+        refs = self.pools.pop(pool, order.number)
         if not refs:
             return []
         try:
@@ -188,7 +188,7 @@ class Origin:
                     raise _FewerThanCounted([row.ref for row in rows])
                 delivered = [self._give(row, MASTER) for row in rows]
         except _FewerThanCounted as found:
-            self._pools.put_back(pool, found.refs)
+            self.pools.put_back(pool, found.refs)
             return []
         self._top_up(order)
         return delivered
@@ -208,14 +208,14 @@ class Origin:
 
     def _top_up(self, order: Order) -> None:
         pool = Pool(order.master, frozenset(order.targets), order.size)
-        if self._pools.lacking(pool) and pool not in self._filling:
+        if self.pools.lacking(pool) and pool not in self._filling:
             self._filling.add(pool)
             self._spawn(self._fill(pool, order), "fill pool")
 
     async def _fill(self, pool: Pool, order: Order) -> None:
         """Relay keys ahead of demand until the pool is full or the network will not."""
         try:
-            while lacking := self._pools.lacking(pool):
+            while lacking := self.pools.lacking(pool):
                 number = min(lacking, MAX_BATCH)
                 batch = await self._batch(
                     Order(order.master, order.targets, number, order.size), waiting=True
@@ -223,7 +223,7 @@ class Origin:
                 refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
                 if self._local(order):
                     await self._relay.dispatch(batch)
-                    self._pools.put_back(pool, refs)
+                    self.pools.put_back(pool, refs)
                     continue
                 wait = await self._confirmed(batch, refs, claims=False)
                 if wait.open or wait.failed:
@@ -265,7 +265,7 @@ class Origin:
         """What a master could get for a slave right now (014 status). Raises NoSuchTarget."""
         home = self._site.beyond(slave) or self._site.view.home(slave)
         settings = self._site.settings
-        stored = self._pools.count(Pool(master, frozenset({slave}), settings.key_size))
+        stored = self.pools.count(Pool(master, frozenset({slave}), settings.key_size))
         count = min(stored + self._supply(home), settings.max_key_count)
         return Standing(self._site.name, home, count, settings.max_key_count)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from keyhaul.keys import MASTER, Ref, Row, State
 
@@ -43,6 +44,14 @@ class Pools:
     def count(self, pool: Pool) -> int:
         """Keys ready now."""
         return len(self._ready[pool]) if pool in self._ready else 0
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Every pool that holds keys, for operators; sizes in bits."""
+        return [
+            {"master": pool.master, "targets": sorted(pool.targets), "size": pool.size, "ready": len(refs)}
+            for pool, refs in self._ready.items()
+            if refs
+        ]
 
     def pop(self, pool: Pool, number: int) -> list[Ref]:
         """The oldest `number` keys, or none at all if there are fewer."""

@@ -349,7 +349,8 @@ class Relay:
             raise Malformed("keys of one transfer must be distinct and of one size", invalid_parameter="keys")
         if peer in self.site.legs(transfer.target_sae_ids):
             raise Refused("a target is reached through the caller", invalid_routing="next hop is the caller")
-        if await self._same_again(peer, transfer):
+        if known := await self._same_again(peer, transfer):
+            await self._answer_again(peer, transfer, known)
             return
         batch = Batch(
             keys=[(key.key_id, Secret(key.value)) for key in transfer.keys],
@@ -366,15 +367,15 @@ class Relay:
             batch.letter = self._letters.acks(peer, [_relayed(batch)], batch.callback)
         await self.dispatch(batch)
 
-    async def _same_again(self, peer: str, transfer: ExtKeys) -> bool:
-        """Whether this transfer was accepted before (020 §2.6: a retry is answered as then).
+    async def _same_again(self, peer: str, transfer: ExtKeys) -> list[Row]:
+        """The rows of a transfer that was accepted before (020 §2.6), or none.
 
         Raises Conflict, never 400, if a key id is known with another value or other SAEs.
         """
-        rows = [await self.site.ledger.get(Ref(key.key_id, self.site.name)) for key in transfer.keys]
-        if not any(rows):
-            return False
-        for key, row in zip(transfer.keys, rows, strict=True):
+        found = [await self.site.ledger.get(Ref(key.key_id, self.site.name)) for key in transfer.keys]
+        for key, row in zip(transfer.keys, found, strict=True):
+            if not any(found):
+                break
             same = (
                 row is not None
                 and row.upstream == peer
@@ -384,7 +385,24 @@ class Relay:
             )
             if not same:
                 raise Conflict("a key of this id is known with another value or other SAEs")
-        return True
+        return [row for row in found if row is not None]
+
+    async def _answer_again(self, peer: str, transfer: ExtKeys, rows: Sequence[Row]) -> None:
+        """The sender repeats itself, so our acknowledgement may be lost: say once more what became of it."""
+        outcomes: dict[AckStatus, list[UUID]] = {}
+        for row in rows:
+            if row.state in _OUTCOMES:
+                outcomes.setdefault(_OUTCOMES[row.state], []).append(row.ref.key_id)
+        acks = [
+            Ack(tuple(ids), status, transfer.initiator_sae_id, transfer.target_sae_ids)
+            for status, ids in outcomes.items()
+        ]
+        if not acks:
+            return
+        message = self._letters.acks(peer, acks, transfer.ack_callback_url)
+        async with self.site.ledger.edit() as change:
+            change.post(message)
+        self._outbox.send(message)
 
     def _accepted(self, peer: str, wrapping: Wrapping, key_id: UUID, now: float) -> Row:
         context = wrapping.context
@@ -428,6 +446,16 @@ def _relayed(batch: Batch) -> Ack:
     ids = tuple(key_id for key_id, _ in batch.keys)
     return Ack(ids, AckStatus.RELAYED, batch.initiator, batch.targets)
 
+
+_OUTCOMES = {
+    State.DELIVERABLE: AckStatus.RELAYED,
+    State.TAKEN: AckStatus.RELAYED,
+    State.RELAYED: AckStatus.RELAYED,
+    State.FAILED: AckStatus.FAILED,
+    State.EXPIRED: AckStatus.FAILED,
+    State.VOIDED: AckStatus.VOIDED,
+}
+"""What is acknowledged for a row that stands where it will stay; an unfinished one is told of later."""
 
 _LOCAL_TRUST = {"scheme": "local", "wire": "not on a wire", "relays": "no relay", "neighbour": "no relay"}
 

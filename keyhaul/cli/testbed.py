@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,17 +50,16 @@ def up(
 
 
 async def _keep_up(testbed: Testbed, as_json: bool) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with testbed:
-        if as_json:
-            document(testbed.state())
-        else:
-            where = testbed.directory / "testbed.json"
-            say(f"{testbed.topology.name} is up; {where} tells where everything is")
-        await stop.wait()
+    from keyhaul.testbed.interrupt import Interruptible
+
+    with Interruptible():
+        async with testbed:
+            if as_json:
+                document(testbed.state())
+            else:
+                where = testbed.directory / "testbed.json"
+                say(f"{testbed.topology.name} is up; {where} tells where everything is")
+            await asyncio.Event().wait()
 
 
 @app.command()

@@ -1,11 +1,13 @@
 """One thread that writes, and reads that never wait for it: group commit over a SQLCipher database.
 
-    task ──submit──▶ queue ──▶ writer thread: BEGIN, up to 256 changes, COMMIT (one fsync) ──▶ loop
+    task ──submit──▶ pending ──▶ writer thread: BEGIN, up to 256 changes, COMMIT (one fsync) ──▶ loop
     task ──read────▶ a connection of the event loop's own: point reads, some µs each
     task ──scan────▶ a connection of the scan thread: everything that returns many records
 
-A flush to disk costs as much as some hundred changes, so all changes that queued up during one flush
-share the next. Each has its own savepoint: one that is refused (Taken, Spent, StaleRow) leaves its
+A flush to disk costs as much as some hundred changes, so all changes that came up during one flush
+share the next. The loop hands a batch over at the end of a turn, when every task that is ready has
+added its change. A queue that the writer empties by itself is far slower: the writer would start with
+the first change, and then compete with the loop for the interpreter at each of its statements. Each has its own savepoint: one that is refused (Taken, Spent, StaleRow) leaves its
 neighbours alone. A change is acknowledged only after COMMIT returned, and the loop is woken once per
 batch.
 
@@ -56,9 +58,21 @@ class Statement(NamedTuple):
     miss: KeyhaulError | None = None
 
 
+class Decision(asyncio.Future[int]):
+    """What became of a change. It cannot be cancelled, because the writer takes no change back.
+
+    A task that is cancelled while it awaits a decision gets its CancelledError when the decision is
+    there, not before. Whatever locks it holds are held until then: otherwise the next step could read
+    the row as it was and build on it, while the commit is still going through.
+    """
+
+    def cancel(self, msg: object | None = None) -> bool:
+        return False
+
+
 class _Change(NamedTuple):
     statements: Sequence[Statement]
-    answer: asyncio.Future[int]
+    decision: Decision
 
 
 Outcome = int | KeyhaulError
@@ -79,7 +93,9 @@ class Engine:
         self._connect = connect
         self._held = contextlib.ExitStack()
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._pending: list[_Change] = []
+        self._busy = False  # a batch is on its way to the writer, or about to be
+        self._batches: queue.SimpleQueue[list[_Change] | None] = queue.SimpleQueue()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
         self._writer: Connection | None = None
@@ -141,23 +157,46 @@ class Engine:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def submit(self, statements: Sequence[Statement]) -> asyncio.Future[int]:
-        """Queue a change; the future gives the number of records touched once they are on disk.
+    def submit(self, statements: Sequence[Statement]) -> Decision:
+        """Queue a change; the decision gives the number of records touched once they are on disk.
 
         It raises a statement's `miss`, or StoreUnavailable; then nothing of the change is there.
         """
-        answer: asyncio.Future[int] = self._loop.create_future()
+        decision = Decision(loop=self._loop)
         if self._closing:
-            answer.set_exception(_closed())
+            decision.set_exception(_closed())
         else:
-            self._queue.put(_Change(statements, answer))
-        return answer
+            self._pending.append(_Change(statements, decision))
+            self._soon()
+        return decision
+
+    def _soon(self) -> None:
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
+        self._batches.put(batch)
+
+    def _decided(self, batch: list[_Change], outcomes: list[Outcome]) -> None:
+        self._busy = False
+        for change, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, KeyhaulError):
+                change.decision.set_exception(outcome)
+            else:
+                change.decision.set_result(outcome)
+        if self._pending:
+            self._soon()
+        elif self._closing:
+            self._batches.put(None)
 
     async def close(self) -> None:
         """Commit what is queued, then close. Calling it again is fine."""
         if not self._closing:
             self._closing = True
-            self._queue.put(None)
+            if not self._busy:
+                self._batches.put(None)
         await asyncio.shield(self._stopped)
         # Through the scan thread, so that a scan under way ends first.
         with contextlib.suppress(RuntimeError):  # closed before
@@ -167,28 +206,10 @@ class Engine:
     # -- the writer thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
-        more = True
-        while more:
-            batch: list[_Change] = []
-            more = self._collect(batch)
-            if batch:
-                outcomes = self._commit(batch)
-                self._wake(_answer, batch, outcomes)
+        while (batch := self._batches.get()) is not None:
+            self._wake(self._decided, batch, self._commit(batch))
         self._close_writer()
         self._wake(_resolve, self._stopped)
-
-    def _collect(self, batch: list[_Change]) -> bool:
-        """Wait for one change and take those behind it along; False at the end of the queue."""
-        change = self._queue.get()
-        while change is not None:
-            batch.append(change)
-            if len(batch) == MAX_BATCH:
-                return True
-            try:
-                change = self._queue.get_nowait()
-            except queue.Empty:
-                return True
-        return False
 
     def _commit(self, batch: list[_Change]) -> list[Outcome]:
         try:
@@ -249,6 +270,7 @@ class Engine:
 
 
 def _apply(cursor: Any, statements: Sequence[Statement]) -> Outcome:
+    """Take one change into the open transaction, whole or not at all."""
     cursor.execute("SAVEPOINT change")
     touched = 0
     try:
@@ -267,16 +289,6 @@ def _undo(cursor: Any, error: KeyhaulError) -> KeyhaulError:
     cursor.execute("ROLLBACK TO change")
     cursor.execute("RELEASE change")
     return error
-
-
-def _answer(batch: list[_Change], outcomes: list[Outcome]) -> None:
-    for change, outcome in zip(batch, outcomes, strict=True):
-        if change.answer.done():
-            continue
-        if isinstance(outcome, KeyhaulError):
-            change.answer.set_exception(outcome)
-        else:
-            change.answer.set_result(outcome)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -7,7 +7,6 @@ ref in this process, which the database file belongs to alone.
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -155,7 +154,7 @@ class SqlcipherLedger:
         statements += [self._statement(step) for step in change.steps]
         if not statements:
             return
-        await _outcome(self.engine.submit(statements))
+        await self.engine.submit(statements)  # the locks are held until it is decided, see Decision
         for row in rows:
             row.version += 1
 
@@ -233,25 +232,6 @@ class SqlcipherLedger:
             return self._cipher.open(sealed, place)
         except Tampered:
             raise _altered(what) from None
-
-
-async def _outcome(answer: asyncio.Future[int]) -> None:
-    """Wait until a commit is decided, even if this task is cancelled meanwhile; then let it be cancelled.
-
-    The writer thread cannot take a queued change back. If a cancelled step gave up its locks now, the
-    next one could read the row as it was before and build on it while the commit goes through.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not answer.done():
-        try:
-            await asyncio.wait((answer,))  # unlike `await answer`, it leaves the future alone
-        except asyncio.CancelledError as error:
-            cancelled = error
-    failed = answer.exception()  # read in any case: an error nobody reads would be logged
-    if cancelled is not None:
-        raise cancelled
-    if failed is not None:
-        raise failed
 
 
 def _without_secret(record: Record) -> Row:

@@ -7,7 +7,6 @@ import contextlib
 import hmac
 import itertools
 import json
-import signal
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from rich.table import Table
 from keyhaul.edge.client import SaeClient
 from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import KeyhaulError
+from keyhaul.testbed.interrupt import Interruptible
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import Topology
 
@@ -53,14 +53,15 @@ class Result:
 
 
 async def perform(topology: Topology, directory: Path | None, *, as_json: bool, keep: bool) -> int:
-    """The whole demonstration; 0 if all pairs agree, else 1. Nothing is left running or, without a directory,
-    on disk.
+    """The whole demonstration; 0 if all pairs agree, else 1.
+
+    Nothing is left running, nor on disk unless a directory is given. A signal ends it early, with 1 unless
+    all is compared already.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     console = Console(stderr=as_json, highlight=False)
+    results: list[Result] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(Interruptible())
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyhaul-"))) / "testbed"
         started = time.monotonic()
@@ -74,7 +75,7 @@ async def perform(topology: Topology, directory: Path | None, *, as_json: bool, 
                 _report(results, testbed, as_json=as_json, console=console, keep=keep)
                 if keep:
                     await asyncio.Event().wait()
-    return 0 if all(result.agree for result in results) else 1
+    return 0 if results and all(result.agree for result in results) else 1
 
 
 async def _exchange(state: Mapping[str, Any], console: Console) -> list[Result]:

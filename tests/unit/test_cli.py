@@ -1,10 +1,10 @@
-"""The command line: what help lists, exit codes, one clear line per error, certificates and secrets at init."""
+"""The command line: what help lists, exit codes, one clear line per error, what init leaves behind."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -214,15 +214,19 @@ from keyhaul.testbed.processes import Process, listening
 async def main():
     sockets = {{"sae": listening(), "node": listening()}}
     print({{name: each.getsockname()[1] for name, each in sockets.items()}}, flush=True)
-    process = Process("p", [sys.executable, "-c", {child!r}], Path({str(tmp_path / "log")!r}), Path("/nowhere"))
+    command = [sys.executable, "-c", {child!r}]
+    process = Process("p", command, Path({str(tmp_path / "log")!r}), Path("/nowhere"))
     await process.start(sockets)
     await process.wait()
 asyncio.run(main())
 """
+    log = tmp_path / "log"
+    os.mkfifo(log)
     outer = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert outer.stdout is not None
     expected = outer.stdout.readline().strip()
-    told, pid = wait_for_line(tmp_path / "log").rsplit(" ", 1)
+    with log.open() as lines:
+        told, pid = lines.readline().rsplit(" ", 1)
     assert told == expected
     handle = os.pidfd_open(int(pid))
     outer.kill()
@@ -232,23 +236,6 @@ asyncio.run(main())
     os.close(handle)
 
 
-def wait_for_line(path: Path) -> str:
-    """The first whole line of a file that another process writes."""
-    server = socket.socket()
-    server.settimeout(0.02)
-    server.bind(("127.0.0.1", 0))
-    server.listen()
-    for _ in range(1500):
-        if path.exists() and "\n" in path.read_text():
-            break
-        with pytest.raises(TimeoutError):
-            server.accept()
-    server.close()
-    return path.read_text().splitlines()[0]
-
-
 def poll(handle: int) -> bool:
     """Whether a process ends within 30 s."""
-    import select
-
     return bool(select.select([handle], [], [], 30)[0])

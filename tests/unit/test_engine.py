@@ -21,7 +21,7 @@ from keyhaul.errors import SealError, StoreUnavailable, Taken
 from keyhaul.keys import Ref, Secret, State
 from keyhaul.ledger_rules import add, sample_message, sample_ref, sample_row
 from keyhaul.stores import database
-from keyhaul.stores.engine import MAX_BATCH, Engine, Statement
+from keyhaul.stores.engine import MAX_BATCH, Decision, Engine, Statement
 from keyhaul.stores.locks import RefLocks
 from tests.stores import PAGE_KEY, open_store
 
@@ -287,7 +287,7 @@ def test_a_cancelled_step_keeps_its_lock_until_its_commit_is_decided(tmp_path: P
         store = await open_store(tmp_path / "store.db")
         ref = sample_ref(1)
         await add(store, sample_row(ref, State.SENDING))
-        gate: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        gate = Decision()
         submit, store.engine.submit = store.engine.submit, lambda statements: gate  # type: ignore[method-assign]
 
         async def step() -> None:
