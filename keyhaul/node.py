@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -30,6 +30,7 @@ from keyhaul.edge.server import Port, bind
 from keyhaul.entropy import SystemEntropy
 from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
 from keyhaul.gossip import Gossip
+from keyhaul.hardening import harden
 from keyhaul.identity import Anchors, Identity, admin_name, node_name, sae_id
 from keyhaul.letters import Letters
 from keyhaul.links.etsi014 import Device
@@ -74,25 +75,30 @@ class Tasks:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
-    def spawn(self, work: Awaitable[None], name: str) -> None:
-        task = asyncio.ensure_future(self._guard(work, name))
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` on its own; after `stop` it is dropped, for the disk remembers what is owed."""
+        if self._stopped:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
-    async def _guard(self, work: Awaitable[None], name: str) -> None:
-        try:
-            await work
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 (a task root: one failed task must not end the node)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             cause = error.cause if isinstance(error, KeyhaulError) else ""
-            log.error("background task failed", task=name, error=type(error).__name__, cause=cause)
+            log.error("background task failed", task=task.get_name(), error=type(error).__name__, cause=cause)
 
     async def stop(self) -> None:
-        for task in list(self._tasks):
+        self._stopped = True
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Kernel:
@@ -156,6 +162,8 @@ class Node:
         await self._load()
         for message in await self.vault.ledger.messages():
             self.outbox.send(message)
+        # Stopping goes backwards: ports first, so that requests can finish; then tasks; then the ledger.
+        self._stack.push_async_callback(self._tasks.stop)
         await self._serve(sockets)
         self._run()
         self._say_ready()
@@ -350,9 +358,7 @@ class Node:
     async def stop(self) -> None:
         """Close the ports, let requests finish, stop the tasks, close the ledger."""
         log.info("node stops", node=self.config.name)
-        closing = self._stack.pop_all()
-        async with closing:
-            closing.push_async_callback(self._tasks.stop)
+        await self._stack.aclose()
 
     # ------------------------------------------------------------------ what operators see
 
@@ -394,6 +400,8 @@ def prepare(settings: config.NodeConfig) -> list[str]:
 
 async def serve(settings: config.NodeConfig, *, sockets: Mapping[str, socket.socket] | None = None) -> None:
     """Run a node until SIGTERM, SIGINT or cancellation; then stop it in order."""
+    for missing in harden():
+        log.warning("not hardened", what=missing)
     node = Node(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -5,10 +5,10 @@ Every back end passes the contract suite of its port in `keyhaul.testing`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from keyhaul.keys import Message, Ref, Row, Secret
@@ -168,5 +168,5 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
 
-Spawn = Callable[[Awaitable[None], str], None]
+Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 """Starts a supervised background task with a name."""

@@ -5,11 +5,11 @@
     task ──scan────▶ a connection of the scan thread: everything that returns many records
 
 A flush to disk costs as much as some hundred changes, so all changes that came up during one flush
-share the next. The loop hands a batch over at the end of a turn, when every task that is ready has
-added its change. A queue that the writer empties by itself is far slower: the writer would start with
-the first change, and then compete with the loop for the interpreter at each of its statements. Each has its own savepoint: one that is refused (Taken, Spent, StaleRow) leaves its
+share the next. Each has its own savepoint: one that is refused (Taken, Spent, StaleRow) leaves its
 neighbours alone. A change is acknowledged only after COMMIT returned, and the loop is woken once per
-batch.
+batch. The loop hands a batch over at the end of a turn, when every task that is ready has added its
+change. A writer that took changes off a queue by itself would start with the first one, and compete
+with the loop for the interpreter at each statement: about an eighth of the speed at 256 clients.
 
 Point reads run in the event loop on purpose. In write-ahead mode a reader never waits for a writer or
 a flush; a read by primary key takes about 10 µs with few rows, about 30 µs when pages must be

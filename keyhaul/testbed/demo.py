@@ -156,10 +156,10 @@ def _report(
 
 def _table(results: Sequence[Result], shorten: Callable[[str], str]) -> Table:
     """Fits 80 columns, which is also what rich assumes where there is no terminal."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for head in ("pair", "path", "scheme"):
         table.add_column(head, no_wrap=True)
-    for head in ("trust on the wire", "at relays"):
+    for head in ("on the wire", "at relays"):
         table.add_column(head)
     table.add_column("ms", justify="right", no_wrap=True)
     for result in results:

@@ -22,9 +22,10 @@ from keyhaul.config import NodeConfig, load
 from keyhaul.config.write import write
 from keyhaul.errors import ConfigError, KeyhaulError, Unavailable
 from keyhaul.pki import Files
-from keyhaul.testbed.layout import PORTS, Certificates, Layout, pem_paths
+from keyhaul.testbed.layout import PORTS, Certificates, Layout
 from keyhaul.testbed.pidfile import PidFile
 from keyhaul.testbed.processes import Process, listening, rebound
+from keyhaul.testbed.state import describe
 from keyhaul.testbed.topology import Topology
 
 START_PATIENCE = 60.0
@@ -141,44 +142,7 @@ class Testbed:
 
     def state(self) -> dict[str, Any]:
         """What testbed.json says: absolute addresses and paths."""
-        made = self._made
-        pki = self.directory / "pki"
-        domains = self.topology.domains
-        authorities: dict[str, Any] = {
-            role: {domain: str(pki / domain / "ca" / f"{role}.pem") for domain in domains}
-            for role in ("sae", "admin", "device")
-        }
-        homes = {sae: node.name for node in self.topology.nodes for sae in node.saes}
-        return {
-            "topology": self.topology.name,
-            "ca": {"node": str(pki / "node-anchors.pem"), **authorities},
-            "admin": pem_paths(made.admin),
-            "nodes": [
-                {
-                    "name": node.name,
-                    "domain": node.domain,
-                    **{f"{port}_url": self._urls[node.name][port] for port in PORTS},
-                    "pid": self.pid(node.name),
-                }
-                for node in self.topology.nodes
-            ],
-            "saes": [
-                {"id": sae, "node": node, "sae_url": self._urls[node]["sae"], **pem_paths(made.saes[sae])}
-                for sae, node in homes.items()
-            ],
-            "devices": [
-                {
-                    "name": spot.name,
-                    "node": spot.node,
-                    "link": spot.link.name,
-                    "url": self.layout.device_url(spot.name),
-                    "pid": self.pid(spot.name),
-                }
-                for spot in self.layout.spots
-                if self._devices[spot.name].running
-            ],
-            "links": [{"a": link.a, "b": link.b, "kind": link.kind} for link in self.topology.links],
-        }
+        return describe(self.layout, self._made, self._urls, self.pid)
 
     @property
     def _made(self) -> Certificates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -127,6 +128,9 @@ def test_relays_keep_no_key_and_the_trace_tells_the_way(tmp_path: Path) -> None:
             rows = await trace(state, name, str(key.key_id))
             assert [row["state"] for row in rows] == [expected]
             assert rows[0]["path"] == [first, second, third, last]
+        for node in state["nodes"]:
+            limits = Path(f"/proc/{node['pid']}/limits").read_text()
+            assert re.search(r"Max core file size +0 +0 ", limits)
         bits = key.bits.reveal()
         for name in bench.names:
             for file in (bench.testbed.directory / "nodes" / name).iterdir():

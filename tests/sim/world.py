@@ -128,7 +128,7 @@ class SimNode:
         self.alive = False
         self.tasks: set[asyncio.Task[None]] = set()
 
-    def spawn(self, work: Awaitable[None], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         async def guard() -> None:
             try:
                 await work
