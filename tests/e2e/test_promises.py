@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,16 @@ async def running(directory: Path, topology: Topology, **settings: Any) -> Async
 
 
 def story(
-    directory: Path, tell: Callable[[Bench], Coroutine[Any, Any, None]], size: int = 4, **settings: Any
+    directory: Path,
+    tell: Callable[[Bench], Coroutine[Any, Any, None]],
+    size: int = 4,
+    mode: str = "expanded",
+    **settings: Any,
 ) -> None:
     async def main() -> None:
         topology = named(f"line-{size}").with_devices("instant")
+        links = (replace(link, mode=mode) if link.devices else link for link in topology.links)
+        topology = replace(topology, links=tuple(links))
         async with running(directory / "net", topology, **settings) as bench:
             await tell(bench)
 
@@ -199,10 +206,11 @@ def test_information_theoretic_pads_where_every_link_has_a_device(tmp_path: Path
         (key,) = await bench._clients[first].get_key(bench.saes[second], optional=({"keyhaul_trust": True},))
         assert key.trust is not None
         assert key.trust["scheme"] == "trusted"
+        assert key.trust["wire"] == "information-theoretic"
         (same,) = await bench.fetch(first, second, [key])
         assert same.bits.same_as(key.bits)
 
-    story(tmp_path, tell, size=2)
+    story(tmp_path, tell, size=2, mode="otp")
 
 
 def test_ahead_of_demand_keys_are_served_from_the_store_after_a_kill(tmp_path: Path) -> None:
