@@ -45,12 +45,13 @@ class Letters:
         """Acknowledgements, to the neighbour the keys came from or to a foreign one's callback."""
         foreign = self._site.foreign.get(peer)
         dialect = foreign.dialect if foreign else Dialect.V1_1_1
-        body = etsi020.encode_acks(acks, dialect)
+        body = etsi020.encode_acks(acks, dialect, sealed=foreign is None)
         return self.message(peer, etsi020.ACK, body, sealed=False, url=callback if foreign else None)
 
     def void(self, peer: str, void: Void) -> Message:
         """A void, to a neighbour up or down the path."""
-        return self.message(peer, etsi020.VOID, etsi020.encode_void(void), sealed=False)
+        body = etsi020.encode_void(void, sealed=peer not in self._site.foreign)
+        return self.message(peer, etsi020.VOID, body, sealed=False)
 
     async def seal(self, message: Message) -> Message:
         """The message as it goes out: sealed, unless it is already or the peer speaks plain 020.

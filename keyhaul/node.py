@@ -179,7 +179,10 @@ class Node:
             )
         self.anchors = Anchors.load(_read(node.ca))
         self.directory = Directory(self.anchors, settings.network.nodes)
-        self.peers = HttpPeers({peer.name: (peer.url, self._client_context(peer)) for peer in settings.peers})
+        self.peers = HttpPeers(
+            {peer.name: (peer.url, self._client_context(peer)) for peer in settings.peers},
+            domains=settings.network.nodes,
+        )
         self._stack.push_async_callback(self.peers.close)
         self.pairing = Pairing(self.identity, settings.domain, self.directory, ledger, self._clock)
         self.links: dict[str, SealedLink] = {}
@@ -314,7 +317,9 @@ class Node:
         }
         callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in plain}
         drafts = frozenset(peer.name for peer in plain if peer.dialect == "draft-0.4")
-        node_port = peering.NodePort(kernel, kinds, callbacks, drafts=drafts)
+        node_port = peering.NodePort(
+            kernel, kinds, callbacks, drafts=drafts, domains=self.config.network.nodes
+        )
         applications = {
             "sae": (sae.SaeApplication(self.origin, self.config.limits).application(), sae.render, None),
             "node": (node_port.application(), peering.render, peering.BOUNDS),

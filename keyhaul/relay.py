@@ -176,7 +176,7 @@ class Relay:
                 self.site.callback,
                 self.site.settings.pen,
             )
-            body = grant.seal(etsi020.EXT_KEYS, etsi020.encode_ext_keys(transfer))
+            body = grant.seal(etsi020.EXT_KEYS, etsi020.encode_ext_keys(transfer, sealed=True))
         except BaseException:
             grant.cancel()
             raise
@@ -234,11 +234,11 @@ class Relay:
 
     async def _receive(self, peer: str, opened: Opened) -> None:
         if opened.path == etsi020.EXT_KEYS:
-            await self.accept(peer, etsi020.decode_ext_keys(opened.content), opened)
+            await self.accept(peer, etsi020.decode_ext_keys(opened.content, sealed=True), opened)
         elif opened.path == etsi020.ACK:
-            await self._settlement.acknowledge(peer, etsi020.decode_acks(opened.content), opened)
+            await self._settlement.acknowledge(peer, etsi020.decode_acks(opened.content, sealed=True), opened)
         elif opened.path == etsi020.VOID:
-            await self._settlement.void(peer, etsi020.decode_void(opened.content), opened)
+            await self._settlement.void(peer, etsi020.decode_void(opened.content, sealed=True), opened)
         else:
             raise Malformed("the envelope holds an operation that 020 does not know")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -188,13 +188,17 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def node(
-    credentials: Credentials, *, bounds: Bounds = BOUNDS, policy: Policy = Policy.COMPATIBLE
+    credentials: Credentials,
+    *,
+    bounds: Bounds = BOUNDS,
+    policy: Policy = Policy.COMPATIBLE,
+    domains: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Node]:
     """The node port of vigo."""
     kernel = Memory()
     callbacks = {"kme-b": CALLBACK, "kme-draft": CALLBACK}
     peers = {"kme-b": PeerKind.PLAIN, "kme-draft": PeerKind.PLAIN, "derio": PeerKind.SEALED}
-    handlers = NodePort(kernel, peers, callbacks, drafts=frozenset({"kme-draft"}))
+    handlers = NodePort(kernel, peers, callbacks, drafts=frozenset({"kme-draft"}), domains=domains)
     port = Port(
         "node", handlers.application(), render, node_name, server_context(credentials, policy), bounds
     )

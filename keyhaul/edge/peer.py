@@ -81,11 +81,13 @@ class NodePort:
         callbacks: Mapping[str, str],
         *,
         drafts: frozenset[str] = frozenset(),
+        domains: Mapping[str, str] | None = None,
     ) -> None:
         self._kernel = kernel
         self._peers = peers
         self._callbacks = callbacks
         self._drafts = drafts
+        self._domains = domains or {}
 
     def application(self) -> web.Application:
         """The routes, ready for a listener that demands client certificates."""
@@ -153,7 +155,7 @@ class NodePort:
         return handle
 
     def _entitled(self, request: web.Request, kind: PeerKind | None = None) -> str:
-        peer = neighbour_of(request.transport)
+        peer = neighbour_of(request.transport, self._domains)
         found = self._peers.get(peer)
         if found is None:
             raise Unauthorized(f"{peer} is not a neighbour of this node", "have it configured as one")

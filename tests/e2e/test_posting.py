@@ -127,6 +127,28 @@ def test_a_server_with_another_name_gets_not_a_byte(cast: Cast) -> None:
     asyncio.run(story())
 
 
+def test_a_name_counts_only_from_the_ca_of_its_own_domain(cast: Cast) -> None:
+    """Both CAs are anchors of the federation; the one of euskadi must not speak for nodes of galicia."""
+
+    async def story() -> None:
+        right, wrong = {"vigo": "galicia", "derio": "euskadi"}, {"vigo": "euskadi", "derio": "galicia"}
+        context = client_context(cast.derio, Policy.PQ)
+        async with (
+            node(cast.vigo, policy=Policy.PQ, domains=right) as here,
+            node(cast.vigo, policy=Policy.PQ, domains=wrong) as strict,
+            peers({"vigo": (here.url, context)}, domains=right) as posting,
+            peers({"vigo": (here.url, context)}, domains=wrong) as suspicious,
+            peers({"vigo": (strict.url, context)}, domains=right) as impostor,
+        ):
+            assert (await posting.post(message("vigo", "ext_keys", b"x", sealed=True))).status == 202
+            with pytest.raises(PeerUnreachable, match="galicia"):
+                await suspicious.post(message("vigo", "ext_keys", SECRET, sealed=True))
+            assert (await impostor.post(message("vigo", "ext_keys", SECRET, sealed=True))).status == 401
+            assert strict.kernel.calls == []
+
+    asyncio.run(story())
+
+
 def test_servers_that_cannot_be_believed_or_reached(cast: Cast) -> None:
     async def story() -> None:
         with bind(HOST, 0) as silent:
