@@ -48,6 +48,7 @@ from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
 from keyhaul.relay import Relay
 from keyhaul.routing import Edge, Network
+from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.paper_a import PaperA
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
@@ -268,7 +269,7 @@ class Node:
 
     def _build_relay(self) -> None:
         settings, view = self.config, self.config.network
-        schemes: list[Scheme] = [PaperA()] if self._paper_a else [Trusted()]
+        schemes: list[Scheme] = [PaperA()] if self._paper_a else [Trusted(), Masked()]
         self.network = Network(
             view.nodes,
             [Edge(link.a, link.b, link.kind, link.mode) for link in view.links],
@@ -424,7 +425,7 @@ def _settings(settings: config.NodeConfig) -> Settings:
     paper_a = delivery.profile == "paper-a"
     return Settings(
         release="immediate" if paper_a else delivery.release,
-        scheme="paper-a" if paper_a else "trusted",
+        scheme="paper-a" if paper_a else "auto",
         request_timeout=delivery.request_timeout,
         ttl=delivery.ttl,
         retention=delivery.retention,

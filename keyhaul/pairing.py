@@ -21,8 +21,8 @@ from keyhaul.control import Descriptor, Directory, Record, Signer, publish
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.keys import Secret
 from keyhaul.messages import labels
-from keyhaul.ports import Clock, Ledger
 from keyhaul.messages.payload import Pair
+from keyhaul.ports import Clock, Ledger
 
 PAIR_LIFE = 3600.0  # seconds an origin uses one pair secret
 KEM_LIFE = 86_400.0  # seconds a destination key is announced

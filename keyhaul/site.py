@@ -19,12 +19,14 @@ class Settings:
     """How this node treats keys. Times in seconds.
 
     `release`: `relayed` hands a key to the master once every target's node holds it durably;
-    `immediate` (paper A) as soon as it is on its way. `pool`: keys kept ready per pair of SAEs that
-    has asked once. `pen`: the private enterprise number that 020 extension names carry.
+    `immediate` (paper A) as soon as it is on its way. `scheme`: what is used where a request names
+    none; `auto` is `masked` where a relay lies between and `trusted` between neighbours. `pool`: keys
+    kept ready per pair of SAEs that has asked once. `pen`: the private enterprise number that 020
+    extension names carry.
     """
 
     release: str = "relayed"
-    scheme: str = "trusted"
+    scheme: str = "auto"
     request_timeout: float = 15.0
     ttl: float = 86_400.0
     retention: float = 86_400.0
@@ -114,7 +116,10 @@ def choose_scheme(site: Site, hops: tuple[str, ...], wanted: str | None, demande
     Labels demanded are met by the scheme or by every link of the path, or the request fails before
     anything is sent, naming the hop that lacks one (design §2).
     """
-    scheme = site.schemes.get(wanted or site.settings.scheme)
+    default = site.settings.scheme
+    if default == "auto":
+        default = "masked" if len(hops) > 2 else "trusted"
+    scheme = site.schemes.get(wanted or default)
     if scheme is None:
         raise ExtensionRefused(
             f"scheme {wanted!r} is not available on this path", f"choose one of {', '.join(site.schemes)}"

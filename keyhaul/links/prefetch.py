@@ -69,6 +69,7 @@ class DeviceKeys:
         self._out, self._in = f"pad/{peer}/out", f"pad/{peer}/in"
         self._offered: dict[str, _Offered] = {}
         self._burned: list[str] = []
+        self._stride = 4
         self.drawn = self.lost = 0  # keys
 
     async def start(self) -> None:
@@ -109,8 +110,10 @@ class DeviceKeys:
 
     async def draw(self) -> list[str]:
         """Fetch what the supply lacks from the device, save it, and name all ids to offer."""
-        number = self.supply.shortage - len(self._offered)
+        number = min(self.supply.shortage - len(self._offered), self._stride)
         if number > 0:
+            # Devices answer slowly: the first keys must not wait for the whole supply.
+            self._stride = min(self._stride * 2, MAX_OFFER)
             drawn = await self._device.enc_keys(number, self.key_bytes * 8)
             self.drawn += len(drawn)
             async with self._ledger.edit() as change:

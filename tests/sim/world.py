@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -45,6 +45,7 @@ from keyhaul.pairing import Pairing
 from keyhaul.ports import Answer
 from keyhaul.relay import Relay
 from keyhaul.routing import Edge, Network
+from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import Settings, Site
@@ -161,7 +162,7 @@ class SimNode:
             ledger=self.ledger,
             links=self.links,
             view=world.network,
-            schemes={"trusted": Trusted()},
+            schemes={"trusted": Trusted(), "masked": Masked()},
             pairing=self.pairing,
             clock=clock,
             settings=world.settings,
