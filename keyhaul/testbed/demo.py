@@ -141,6 +141,10 @@ def _report(
         "nodes: " + ", ".join(f"{number} {name}" for number, name in enumerate(names, 1)), soft_wrap=True
     )
     console.print("links: = quantum (ETSI 014 devices, with ML-KEM on top), - post-quantum (ML-KEM)")
+    console.print(
+        "at relays: blind, no relay can read the key (computational); readable, each holds it for a moment",
+        soft_wrap=True,
+    )
     for result in results:
         if not result.agree:
             console.print(f"[red]{result.master} → {result.slave}: {result.problem}[/red]", markup=True)
@@ -152,6 +156,10 @@ def _report(
         soft_wrap=True,
     )
     console.print(_by_hand(testbed, keep), markup=False, soft_wrap=True)
+
+
+_AT_RELAYS = {"computational": "blind", "none": "readable"}
+"""The trust statement's word for what relays can do, in a word that fits."""
 
 
 def _table(results: Sequence[Result], shorten: Callable[[str], str]) -> Table:
@@ -166,7 +174,12 @@ def _table(results: Sequence[Result], shorten: Callable[[str], str]) -> Table:
         pair = f"{result.source} → {result.destination}"
         if result.agree:
             table.add_row(
-                pair, shorten(result.path), result.scheme, result.wire, result.relays, f"{result.ms:.0f}"
+                pair,
+                shorten(result.path),
+                result.scheme,
+                result.wire,
+                _AT_RELAYS.get(result.relays, result.relays),
+                f"{result.ms:.0f}",
             )
         else:
             table.add_row(pair, "", "", "", "[red]failed[/red]", "")
