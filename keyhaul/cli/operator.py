@@ -151,7 +151,11 @@ def _show(answer: dict[str, Any]) -> None:
         for link in answer.get("links", [])
     ]
     table("", ("link to", "kind", "pads", "bits ready"), rows)
-    say(f"  keys on their way: {answer.get('unfinished')}, messages waiting: {answer.get('outbox')}")
+    waiting = ", ".join(f"{number} for {peer}" for peer, number in answer.get("outbox", {}).items() if number)
+    say(f"  keys on their way: {answer.get('unfinished')}, messages waiting: {waiting or 'none'}")
+    for pool in answer.get("pools", []):
+        pair = f"{pool['master']} and {', '.join(pool['targets'])}"
+        say(f"  ready: {pool['ready']} keys of {pool['size']} bits for {pair}")
 
 
 def _show_trace(key_id: UUID, rows: Sequence[dict[str, Any]]) -> None:

@@ -404,9 +404,10 @@ def test_damaged_slot_data_is_refused_by_member_name(path: Path, name: str, valu
 
 
 @pytest.fixture
-def secret_file(tmp_path: Path) -> Path:
+def secret_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "credentials"
     directory.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
     file = directory / "keyhaul-root"
     file.write_bytes(os.urandom(32))
     file.chmod(0o400)
@@ -440,6 +441,14 @@ def test_a_credential_of_an_unfit_size_is_refused(path: Path, secret_file: Path,
 def test_a_missing_credential_is_named(path: Path, tmp_path: Path) -> None:
     with pytest.raises(SealError, match=r"cannot read credential .*no-such"):
         create(path, [Credential(tmp_path / "no-such")])
+
+
+def test_a_credential_that_stays_on_the_machine_is_reported(
+    path: Path, secret_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    (warning,) = create(path, [Credential(secret_file)]).warnings
+    assert "whoever copies it opens the store" in warning
 
 
 def test_a_credential_everybody_reads_is_reported(path: Path, secret_file: Path) -> None:

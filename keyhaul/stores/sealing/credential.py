@@ -71,9 +71,13 @@ class Credential:
             mode = stat.S_IMODE(self.path.stat().st_mode)
         except FileNotFoundError:  # taken away after use, as it should be
             return ()
+        found = []
         if mode & 0o004:
-            return (f"credential {self.path} can be read by everybody on this machine (mode {mode:04o})",)
-        return ()
+            found.append(f"credential {self.path} can be read by everybody on this machine (mode {mode:04o})")
+        handed_in = os.environ.get("CREDENTIALS_DIRECTORY")
+        if handed_in is None or not self.path.is_relative_to(handed_in):
+            found.append(f"credential {self.path} stays on this machine: whoever copies it opens the store")
+        return tuple(found)
 
     def _key(self, salt: bytes) -> bytes:
         """32 bytes: HKDF-SHA-256 over the content (RFC 5869); no password hash, it is not a password."""
