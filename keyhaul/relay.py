@@ -15,7 +15,7 @@ What becomes of keys afterwards (acknowledgements, voids, deadlines) is in `keyh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import structlog
@@ -42,6 +42,7 @@ from keyhaul.ports import Change, Grant, Opened
 from keyhaul.settlement import Settlement
 from keyhaul.site import Site, choose_scheme, trust
 
+CLOCK_SKEW = 300.0  # seconds another node's clock may run ahead of ours
 HOP_PATIENCE = 2.0  # seconds a relay waits for key material before it says 503
 
 log = structlog.get_logger("keyhaul.relay")
@@ -251,7 +252,13 @@ class Relay:
             raise Unsupported("a mandatory extension is not supported", unsupported_mandatory_extension=names)
         if wrapping is None or opened is None:
             await self._enter(peer, transfer)
-        elif wrapping.context.destination == self.site.name:
+            return
+        # A relay cannot check what the origin vouched for, so no neighbour may make it remember for ever.
+        longest = self.site.clock.now() + self.site.settings.ttl
+        wrapping = replace(wrapping, deadline=min(wrapping.deadline, longest))
+        if wrapping.context.expires > longest + CLOCK_SKEW:
+            raise Malformed("the keys are to be kept for longer than this node keeps any", "lower ttl there")
+        if wrapping.context.destination == self.site.name:
             await self._arrive(peer, wrapping, opened)
         else:
             await self._pass_on(peer, wrapping, opened)
