@@ -27,7 +27,7 @@ from keyhaul.ports import Answer, Clock, Peers, Spawn
 
 IN_FLIGHT = 32
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
-SETTLE_AFTER = 0.02  # seconds that settled messages are collected
+SETTLE_AFTER = 0.25  # seconds that settled messages are collected: their commit must not delay others
 
 log = structlog.get_logger("keyhaul.outbox")
 

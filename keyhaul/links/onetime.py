@@ -95,14 +95,16 @@ class OneTimeKeys:
         """The secret of one message. Raises Malformed if the key is unknown or was used before."""
         if len(ciphertext) != CIPHERTEXT_BYTES:
             raise Malformed("the KEM ciphertext has the wrong length")
-        seed = await self._ledger.item(self._space, key_id.hex())
-        if seed is None:
-            self._warm.pop(key_id, None)
-            raise Malformed(
-                "the message is sealed under a one-time key that is not here",
-                "send the keys again as a new message",
-            )
-        key = self._warm.get(key_id) or mlkem.MLKEM768PrivateKey.from_seed_bytes(seed)
+        key = self._warm.get(key_id)
+        if key is None:
+            seed = await self._ledger.item(self._space, key_id.hex())
+            if seed is None:
+                raise Malformed(
+                    "the message is sealed under a one-time key that is not here",
+                    "send the keys again as a new message",
+                )
+            key = mlkem.MLKEM768PrivateKey.from_seed_bytes(seed)
+        # A key used before may still be warm; spending it a second time fails the commit.
         return key.decapsulate(ciphertext)
 
     def spend(self, change: Change, key_id: bytes) -> None:

@@ -68,6 +68,7 @@ class DeviceKeys:
         self._ledger = ledger
         self._out, self._in = f"pad/{peer}/out", f"pad/{peer}/in"
         self._offered: dict[str, _Offered] = {}
+        self._held: dict[str, bytes] = {}  # of this run; the ledger has them all
         self._burned: list[str] = []
         self._stride = 4
         self.drawn = self.lost = 0  # keys
@@ -158,6 +159,7 @@ class DeviceKeys:
             async with self._ledger.edit() as change:
                 for key in fetched:
                     change.put(self._in, key.key_id, key.bits.reveal())
+            self._held.update((key.key_id, key.bits.reveal()) for key in fetched)
         return held + [key.key_id for key in fetched]
 
     async def _fetch(self, names: list[str]) -> list[DeviceKey]:
@@ -179,7 +181,7 @@ class DeviceKeys:
             return b"".join(found[name].reveal() for name in names)
         parts = []
         for name in names:
-            bits = await self._ledger.item(self._in, name)
+            bits = self._held.get(name) or await self._ledger.item(self._in, name)
             if bits is None:
                 raise Malformed("the message names a device key that this node does not hold")
             parts.append(bits)
@@ -189,4 +191,5 @@ class DeviceKeys:
         """Erase the keys of an accepted message, in the commit that accepts it."""
         if self.ahead:
             for name in names:
+                self._held.pop(name, None)
                 change.spend(self._in, name)

@@ -108,12 +108,14 @@ class SealedLink:
         self._suite = suite
         self._next = self._limit = 0
         self._claims: deque[str] = deque()
+        self._claimed: set[str] = set()  # numbers that may be claimed; the ledger decides
 
     async def start(self) -> None:
         """Read the numbers of earlier runs."""
         stored = await self._ledger.item(_SEQUENCE, self.peer)
         self._next = self._limit = int(stored or b"0")
         self._claims.extend(sorted(await self._ledger.items(f"seen/{self.peer}")))
+        self._claimed.update(self._claims)
 
     def level(self) -> int | None:
         """Bits of device key ready for sending; None on a `pqc` link."""
@@ -182,11 +184,12 @@ class SealedLink:
         header = sealed.header
         if header.sender != self.peer or header.receiver != self._me or header.suite != self._suite:
             raise Tampered
-        claimed = await self._ledger.item(f"seen/{self.peer}", _claim_name(header))
-        if claimed is not None:
-            if claimed != header.message_id:
+        if (name := _claim_name(header)) in self._claimed:
+            claim = await self._ledger.item(f"seen/{self.peer}", name)
+            if claim is not None and claim != header.message_id:
                 raise Conflict("another message was accepted under this sequence number")
-            return None
+            if claim is not None:
+                return None
         kem_secret = await self._own_keys.decapsulate(header.kem_id, header.kem_ciphertext)
         message_bits = await self._bits(header.message_keys)
         pad_bits = await self._bits(header.pad_keys)
@@ -214,9 +217,13 @@ class SealedLink:
         self._own_keys.spend(change, header.kem_id)
         if self._device is not None:
             self._device.spend_matched(change, (*header.message_keys, *header.pad_keys))
-        self._claims.append(name)
+        if name not in self._claimed:
+            self._claims.append(name)
+            self._claimed.add(name)
         while len(self._claims) > REPLAY_WINDOW:
-            change.erase(space, self._claims.popleft())
+            oldest = self._claims.popleft()
+            self._claimed.discard(oldest)
+            change.erase(space, oldest)
         self._own_keys.cool(header.kem_id)
 
 
