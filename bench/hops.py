@@ -10,6 +10,7 @@ import asyncio
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ async def steps(state: dict[str, Any], names: list[str], key_ids: list[str]) -> 
             came = [story.get("minted", story.get("accepted", 0.0)) for story in stories]
             done = [story.get("deliverable", story.get("relayed", 0.0)) for story in stories]
             start.append(came[1] - came[0])
-            on.extend(b - a for a, b in zip(came[1:], came[2:], strict=False))
-            back.extend(a - b for a, b in zip(done, done[1:], strict=False))
+            on.extend(b - a for a, b in pairwise(came[1:]))
+            back.extend(a - b for a, b in pairwise(done))
     return {
         name: round(statistics.median(values) * 1e3, 2)
         for name, values in (

@@ -53,8 +53,10 @@ def fsync_ms(rounds: int = 50) -> float:
 def quantiles(seconds: Sequence[float]) -> dict[str, Any]:
     """Milliseconds: median, 95th and 99th percentile, with the number of samples."""
     ordered = sorted(seconds)
-    at = {name: ordered[min(len(ordered) - 1, int(len(ordered) * q))] for name, q in
-          (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))}
+    at = {
+        name: ordered[min(len(ordered) - 1, int(len(ordered) * q))]
+        for name, q in (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
+    }
     return {"samples": len(ordered), **{name: round(value * 1e3, 3) for name, value in at.items()}}
 
 

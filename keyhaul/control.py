@@ -15,6 +15,7 @@ Pure: time comes in, messages go out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,7 @@ from keyhaul.messages import labels
 CLOCK_SKEW = 300.0  # seconds a sender's clock may run ahead of ours
 MAX_RECORDS = 4096
 KEM_PUBLIC_BYTES = 1184  # ML-KEM-768 encapsulation key, FIPS 203
+CIPHERTEXT_BYTES = 1088  # ML-KEM-768, FIPS 203
 
 
 class Signer(Protocol):
@@ -97,7 +99,7 @@ def decode_records(body: bytes) -> list[Record]:
     """Raises Malformed."""
     try:
         records = _decode_records(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Malformed(f"the body is not a list of records ({error})") from None
     if len(records) > MAX_RECORDS:
         raise Malformed(f"more than {MAX_RECORDS} records in one message")
@@ -125,12 +127,13 @@ class Directory:
         """
         try:
             descriptor = _decode_body(record.body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"the record holds no descriptor ({error})") from None
         held = self._known.get(descriptor.node)
         if held is not None and held.descriptor.sequence >= descriptor.sequence:
             return None
-        if descriptor.expires <= now or descriptor.issued > now + CLOCK_SKEW:
+        # Written so that a NaN fails.
+        if not (descriptor.issued <= now + CLOCK_SKEW and now < descriptor.expires < math.inf):
             raise Unauthorized(
                 f"the descriptor of {descriptor.node!r} is expired or from the future",
                 "check the clocks of both nodes",
@@ -139,7 +142,10 @@ class Directory:
             raise Malformed("the descriptor's key has the wrong length")
         signer = self._anchors.verify(record.certificate, now)
         # Any CA of the federation could sign any name; only its own domain's nodes count.
-        if signer.name != descriptor.node or signer.domain != self._domains.get(descriptor.node):
+        domain = self._domains.get(descriptor.node)
+        if domain is None or not domain == descriptor.domain == signer.domain:
+            raise Tampered
+        if signer.name != descriptor.node:
             raise Tampered
         signer.check(record.signature, labels.DESCRIPTOR + record.body)
         self._known[descriptor.node] = known = Known(descriptor, signer, record)
@@ -158,9 +164,9 @@ class Directory:
     def __contains__(self, node: str) -> bool:
         return node in self._known
 
-    def known(self) -> list[Known]:
-        """All that a new neighbour should hear."""
-        return list(self._known.values())
+    def known(self, now: float = 0.0) -> list[Known]:
+        """All that a new neighbour should hear: what has not expired at Unix time `now`."""
+        return [known for known in self._known.values() if known.descriptor.expires > now]
 
     def nodes(self) -> list[str]:
         return sorted(self._known)

@@ -64,7 +64,7 @@ class Gossip:
             try:
                 record = msgspec.msgpack.decode(value, type=Record)
                 self._directory.receive(record, self._clock.now())
-            except (KeyhaulError, msgspec.MsgspecError) as error:
+            except (KeyhaulError, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.info("a stored descriptor is not good any more", node=name, cause=str(error))
 
     async def run(self) -> None:
@@ -89,20 +89,32 @@ class Gossip:
             self._spread(known, but="")
 
     async def receive(self, peer: str, body: bytes) -> None:
-        """Records from a neighbour. Raises what `Directory.receive` raises for the first bad one."""
+        """Records from a neighbour: the good ones count, whatever stands beside them.
+
+        Raises what `Directory.receive` raises for the first bad one, after the others were taken in.
+        """
+        bad: KeyhaulError | None = None
         for record in decode_records(body):
-            known = self._directory.receive(record, self._clock.now())
-            if known is None:
+            try:
+                known = self._directory.receive(record, self._clock.now())
+            except KeyhaulError as error:
+                bad = bad or error
                 continue
-            node = known.descriptor.node
-            async with self._ledger.edit() as change:
-                change.put(SPACE, node, msgspec.msgpack.encode(record))
-            self._pairing.heard(node)
-            self._spread(known, but=peer)
-            if node == peer:
-                for other in self._directory.known():
-                    if other.descriptor.node != peer:
-                        self._neighbours[peer].owe(other.descriptor.node, other.record)
+            if known is not None:
+                await self._learn(peer, known)
+        if bad is not None:
+            raise bad
+
+    async def _learn(self, peer: str, known: Known) -> None:
+        node = known.descriptor.node
+        self._pairing.heard(node)
+        self._spread(known, but=peer)
+        if node == peer:
+            for other in self._directory.known():
+                if other.descriptor.node != peer:
+                    self._neighbours[peer].owe(other.descriptor.node, other.record)
+        async with self._ledger.edit() as change:
+            change.put(SPACE, node, msgspec.msgpack.encode(known.record))
 
     def _spread(self, known: Known, but: str) -> None:
         for name, neighbour in self._neighbours.items():
@@ -113,6 +125,7 @@ class Gossip:
         pause = FIRST_PAUSE
         while True:
             await neighbour.news.wait()
+            self._drop_expired(neighbour)
             owed = dict(neighbour.owed)
             try:
                 await self._call(name, encode_records(list(owed.values())))
@@ -127,3 +140,8 @@ class Gossip:
                     del neighbour.owed[node]
             if not neighbour.owed:
                 neighbour.news.clear()
+
+    def _drop_expired(self, neighbour: _Neighbour) -> None:
+        """Nobody takes an expired descriptor, so its node being gone must not make us repeat it for ever."""
+        fresh = {known.descriptor.node for known in self._directory.known(self._clock.now())}
+        neighbour.owed = {node: record for node, record in neighbour.owed.items() if node in fresh}

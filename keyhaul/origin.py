@@ -9,7 +9,9 @@ off by a crash) stays ready for the next request of the same SAEs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from uuid import UUID
 
 import structlog
@@ -27,6 +29,7 @@ from keyhaul.site import Site
 
 log = structlog.get_logger("keyhaul.origin")
 
+LARGEST_BLOCK = 64  # keys marked as handed out ahead of their requests, at most an eighth of the pool
 MAX_BATCH = 128  # keys relayed ahead in one message
 
 
@@ -58,6 +61,8 @@ class Origin:
         self._waits: dict[Ref, _Wait] = {}
         self.pools = Pools(site.settings.pool)
         self._filling: set[Pool] = set()
+        self._hands: dict[Pool, deque[Delivered]] = {}
+        self._reaching: set[Pool] = set()
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
 
@@ -118,22 +123,27 @@ class Origin:
 
     async def _dispatch_and_wait(self, batch: Batch) -> None:
         refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
-        wait = await self._confirmed(batch, refs, claims=True)
-        if wait.open or wait.failed:
-            await self._give_up(batch, refs, wait)
+        with self._expecting(refs, claims=True) as wait:
+            await self._confirmed(batch, wait)
+            if wait.open or wait.failed:
+                # Still expecting: keys confirmed while they are given up must not reach a pool as well.
+                await self._give_up(batch, refs, wait)
 
-    async def _confirmed(self, batch: Batch, refs: list[Ref], *, claims: bool) -> _Wait:
-        """Send a batch and wait until every key of it is confirmed, one failed, or time is up."""
+    @contextmanager
+    def _expecting(self, refs: list[Ref], *, claims: bool) -> Iterator[_Wait]:
         wait = _Wait(refs, claims=claims)
         self._waits.update((ref, wait) for ref in refs)
         try:
-            await self._relay.dispatch(batch)
-            patience = max(batch.deadline - self._site.clock.now(), 0.0)
-            await asyncio.wait((wait.done,), timeout=patience)
+            yield wait
         finally:
             for ref in refs:
                 self._waits.pop(ref, None)
-        return wait
+
+    async def _confirmed(self, batch: Batch, wait: _Wait) -> None:
+        """Send a batch and wait until every key of it is confirmed, one failed, or time is up."""
+        await self._relay.dispatch(batch)
+        patience = max(batch.deadline - self._site.clock.now(), 0.0)
+        await asyncio.wait((wait.done,), timeout=patience)
 
     async def _give_up(self, batch: Batch, refs: list[Ref], wait: _Wait) -> None:
         """Time is up, or a node refused: void what is under way. An ack may still have been faster."""
@@ -171,14 +181,40 @@ class Origin:
             if row.state is State.FAILED:
                 self._site.pairing.forget(leg)
             elif row.state in (State.DELIVERABLE, State.TAKEN, State.RELAYED):
-                self._site.pairing.confirmed(leg)
+                self._site.pairing.confirmed(leg, row.created)
 
     # ------------------------------------------------------------------ keys relayed ahead
 
     async def _take_ready(self, order: Order) -> list[Delivered]:
-        """Keys from the pool: all that were asked for, or none."""
+        """Keys from the pool: all that were asked for, or none.
+
+        Keys leave the pool in blocks, marked as handed out in one commit before the first of them is; so
+        most requests wait for no disk. A crash burns what is left of a block: never twice, sometimes not
+        at all.
+        """
         pool = Pool(order.master, frozenset(order.targets), order.size)
-        refs = self.pools.pop(pool, order.number)
+        hand = self._hands.setdefault(pool, deque())
+        block = min(LARGEST_BLOCK, self.pools.count(pool) // 8)
+        if len(hand) < order.number:
+            hand.extend(await self._take_block(pool, max(order.number - len(hand), block)))
+        self._top_up(order)
+        if len(hand) < order.number:
+            return []
+        keys = [hand.popleft() for _ in range(order.number)]
+        if len(hand) < block // 2 and pool not in self._reaching:
+            self._reaching.add(pool)
+            self._spawn(self._reach(pool, hand, block), "reach into pool")
+        return keys
+
+    async def _reach(self, pool: Pool, hand: deque[Delivered], block: int) -> None:
+        """Take the next block before the last key of this one is asked for."""
+        try:
+            hand.extend(await self._take_block(pool, block))
+        finally:
+            self._reaching.discard(pool)
+
+    async def _take_block(self, pool: Pool, number: int) -> list[Delivered]:
+        refs = self.pools.pop(pool, number)
         if not refs:
             return []
         try:
@@ -186,12 +222,10 @@ class Origin:
                 rows = [row for ref in refs if (row := change.rows[ref]) and self._unused(row)]
                 if len(rows) < len(refs):
                     raise _FewerThanCounted([row.ref for row in rows])
-                delivered = [self._give(row, MASTER) for row in rows]
+                return [self._give(row, MASTER) for row in rows]
         except _FewerThanCounted as found:
             self.pools.put_back(pool, found.refs)
             return []
-        self._top_up(order)
-        return delivered
 
     def _unused(self, row: Row) -> bool:
         current = row.expires > self._site.clock.now()
@@ -208,7 +242,7 @@ class Origin:
 
     def _top_up(self, order: Order) -> None:
         pool = Pool(order.master, frozenset(order.targets), order.size)
-        if self.pools.lacking(pool) and pool not in self._filling:
+        if self.pools.low(pool) and pool not in self._filling:
             self._filling.add(pool)
             self._spawn(self._fill(pool, order), "fill pool")
 
@@ -225,7 +259,8 @@ class Origin:
                     await self._relay.dispatch(batch)
                     self.pools.put_back(pool, refs)
                     continue
-                wait = await self._confirmed(batch, refs, claims=False)
+                with self._expecting(refs, claims=False) as wait:
+                    await self._confirmed(batch, wait)
                 if wait.open or wait.failed:
                     await self._settlement.abandon(wait.open)
                     return
@@ -265,7 +300,8 @@ class Origin:
         """What a master could get for a slave right now (014 status). Raises NoSuchTarget."""
         home = self._site.beyond(slave) or self._site.view.home(slave)
         settings = self._site.settings
-        stored = self.pools.count(Pool(master, frozenset({slave}), settings.key_size))
+        pool = Pool(master, frozenset({slave}), settings.key_size)
+        stored = self.pools.count(pool) + len(self._hands.get(pool, ()))
         count = min(stored + self._supply(home), settings.max_key_count)
         return Standing(self._site.name, home, count, settings.max_key_count)
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import mlkem
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from keyhaul.control import Descriptor, Directory, Record, Signer, publish
+from keyhaul.control import CIPHERTEXT_BYTES, CLOCK_SKEW, Descriptor, Directory, Record, Signer, publish
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.keys import Secret
 from keyhaul.messages import labels
@@ -59,6 +59,7 @@ class _OwnKey(msgspec.Struct, frozen=True, array_like=True):
 @dataclass(slots=True)
 class _Outgoing:
     pair: Pair
+    since: float
     until: float
     confirmed: bool = False
 
@@ -140,7 +141,8 @@ class Pairing:
             now = self._clock.now()
         held = self._outgoing.get(destination)
         if held is None or held.until < now:
-            held = self._outgoing[destination] = _Outgoing(self._propose(destination, now), now + PAIR_LIFE)
+            pair = self._propose(destination, now)
+            held = self._outgoing[destination] = _Outgoing(pair, now, now + PAIR_LIFE)
         if held.confirmed:
             return Pair(held.pair.id, held.pair.secret)
         return held.pair
@@ -163,9 +165,13 @@ class Pairing:
         signed = msgspec.msgpack.encode(_Signed(body, signature))
         return Pair(_pair_id(signed), _pair_secret(shared, body), signed)
 
-    def confirmed(self, destination: str) -> None:
-        """A payload under the current pair secret was accepted: the statement need not travel again."""
-        if held := self._outgoing.get(destination):
+    def confirmed(self, destination: str, created: float) -> None:
+        """Keys made at Unix time `created` were accepted: the statement need not travel again.
+
+        Keys made before the current pair secret may have gone under the last one and prove nothing.
+        """
+        held = self._outgoing.get(destination)
+        if held is not None and held.since <= created:
             held.confirmed = True
 
     def forget(self, destination: str) -> None:
@@ -190,12 +196,15 @@ class Pairing:
         try:
             signed = msgspec.msgpack.decode(statement, type=_Signed)
             said = msgspec.msgpack.decode(signed.body, type=_Statement)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             raise Malformed("the origin's statement cannot be read") from None
         known = self._directory.get(origin, now)
         known.signer.check(signed.signature, labels.PAIR_STATEMENT + signed.body)
         own = self._own.get(said.kem_id)
-        if said.origin != origin or said.destination != self._signer.name or said.expires < now or not own:
+        longest = now + PAIR_LIFE + KEM_OVERLAP + CLOCK_SKEW
+        if said.origin != origin or said.destination != self._signer.name or not own:
+            raise Tampered
+        if not now <= said.expires <= longest or len(said.ciphertext) != CIPHERTEXT_BYTES:
             raise Tampered
         secret = _pair_secret(own[0].decapsulate(said.ciphertext), signed.body)
         kept = _Kept(origin, said.expires, secret.reveal())

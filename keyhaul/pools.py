@@ -67,3 +67,7 @@ class Pools:
     def lacking(self, pool: Pool) -> int:
         """How many keys would fill this pool."""
         return max(0, self.level - self.count(pool))
+
+    def low(self, pool: Pool) -> bool:
+        """Whether it is worth filling: keys travel in batches, so not for every one that left."""
+        return self.count(pool) * 4 < self.level * 3

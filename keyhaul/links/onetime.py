@@ -14,14 +14,13 @@ from collections.abc import Sequence
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import mlkem
 
-from keyhaul.control import KEM_PUBLIC_BYTES, Signer, Verifier
+from keyhaul.control import CIPHERTEXT_BYTES, KEM_PUBLIC_BYTES, Signer, Verifier
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.messages import labels
 from keyhaul.ports import Change, Ledger
 
 ID_BYTES = 16
 MAX_BATCH = 256
-CIPHERTEXT_BYTES = 1088  # ML-KEM-768, FIPS 203
 
 
 class OneTimeKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -57,7 +56,7 @@ def check_batch(batch: Batch, anchors: Verifier, sender: str, receiver: str, now
     signer.check(batch.signature, _signed(sender, receiver, batch.keys))
     try:
         keys = msgspec.msgpack.decode(batch.keys, type=list[OneTimeKey])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Malformed(f"the batch of one-time keys cannot be read ({error})") from None
     if len(keys) > MAX_BATCH or any(
         len(key.id) != ID_BYTES or len(key.public) != KEM_PUBLIC_BYTES for key in keys

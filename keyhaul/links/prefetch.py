@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from keyhaul.errors import KeyNotFound, Malformed, Unavailable
+from keyhaul.errors import InsufficientKey, KeyNotFound, Malformed, PeerUnreachable, Unavailable
 from keyhaul.keys import Secret
 from keyhaul.links.supply import Supply
 from keyhaul.ports import Change, Ledger
@@ -90,6 +90,8 @@ class DeviceKeys:
             return await self.supply.take(number, patience)
         drawn = await self._device.enc_keys(number, self.key_bytes * 8)
         self.drawn += len(drawn)
+        if len(drawn) < number:
+            raise InsufficientKey(f"the device gave {len(drawn)} of {number} keys", "ask again for fewer")
         return [(key.key_id, key.bits) for key in drawn]
 
     def spend(self, change: Change, names: Iterable[str]) -> None:
@@ -98,13 +100,15 @@ class DeviceKeys:
             return
         for name in names:
             change.spend(self._out, name)
+        # Erasing twice is harmless, and this commit may fail: `draw` sees the list out.
         for name in self._burned:
             change.erase(self._out, name)
-        self._burned.clear()
 
     def give_back(self, keys: list[tuple[str, Secret]], *, burned: bool) -> None:
         """Keys of a message that was never sent: usable again only if no cipher saw them."""
-        if burned or not self.ahead:
+        if not self.ahead:
+            return
+        if burned:
             self._burned.extend(name for name, _ in keys)
         else:
             self.supply.add(keys)
@@ -117,9 +121,13 @@ class DeviceKeys:
             self._stride = min(self._stride * 2, MAX_OFFER)
             drawn = await self._device.enc_keys(number, self.key_bytes * 8)
             self.drawn += len(drawn)
+            burned = list(self._burned)
             async with self._ledger.edit() as change:
+                for name in burned:
+                    change.erase(self._out, name)
                 for key in drawn:
                     change.put(self._out, key.key_id, key.bits.reveal())
+            del self._burned[: len(burned)]
             self._offered.update((key.key_id, _Offered(key.bits)) for key in drawn)
         return list(self._offered)[:MAX_OFFER]
 
@@ -167,6 +175,8 @@ class DeviceKeys:
             return []
         try:
             return list(await self._device.dec_keys(names))
+        except PeerUnreachable:
+            return []  # asking again for halves would wait for a silent device once per key
         except (KeyNotFound, Unavailable):
             if len(names) == 1:
                 return []
@@ -178,6 +188,8 @@ class DeviceKeys:
         """The bits of the named keys in order. Raises Malformed if one is not held here."""
         if not self.ahead:
             found = {key.key_id: key.bits for key in await self._device.dec_keys(list(names))}
+            if not found.keys() >= set(names):
+                raise Malformed("the message names a device key that the device does not hold")
             return b"".join(found[name].reveal() for name in names)
         parts = []
         for name in names:

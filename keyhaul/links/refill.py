@@ -70,7 +70,7 @@ class Refill:
         """What the neighbour asked for. Raises Malformed, or what the device raises."""
         try:
             request = _request(body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"the refill request cannot be read ({error})") from None
         batch = None
         if request.want > 0:
@@ -127,5 +127,5 @@ class Refill:
         answer = await self._call(self._peer, msgspec.msgpack.encode(request))
         try:
             return _reply(answer)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self._peer} sent a refill answer that cannot be read ({error})") from None

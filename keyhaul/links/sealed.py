@@ -10,6 +10,7 @@ that record a replay could not be opened: its one-time key is gone.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
 from dataclasses import dataclass, field
@@ -107,6 +108,7 @@ class SealedLink:
         self._device = device
         self._suite = suite
         self._next = self._limit = 0
+        self._numbering = asyncio.Lock()
         self._claims: deque[str] = deque()
         self._claimed: set[str] = set()  # numbers that may be claimed; the ledger decides
 
@@ -125,10 +127,13 @@ class SealedLink:
 
     async def grant(self, pad_bytes: int, *, deadline: float) -> SealedGrant:
         """See ports.Link. Acknowledgements ask for no pad and cost no device key."""
-        patience = deadline - self._clock.now()
         sequence = await self._number()
-        (public,) = await self._peer_keys.take(1, patience)
-        device_keys = await self._device_keys(pad_bytes, patience)
+        (public,) = await self._peer_keys.take(1, deadline - self._clock.now())
+        try:
+            device_keys = await self._device_keys(pad_bytes, deadline - self._clock.now())
+        except BaseException:
+            self._peer_keys.add([public])  # nobody saw anything sealed under it
+            raise
         secret, ciphertext = public.encapsulate()
         names = tuple(name for name, _ in device_keys)
         bits = [secret_bits.reveal() for _, secret_bits in device_keys]
@@ -161,12 +166,14 @@ class SealedLink:
 
     async def _number(self) -> int:
         # A number is used once, also across crashes: blocks are reserved on disk before use.
-        if self._next == self._limit:
-            self._limit += SEQUENCE_BLOCK
-            async with self._ledger.edit() as change:
-                change.put(_SEQUENCE, self.peer, str(self._limit).encode())
-        self._next += 1
-        return self._next - 1
+        async with self._numbering:
+            if self._next == self._limit:
+                limit = self._limit + SEQUENCE_BLOCK
+                async with self._ledger.edit() as change:
+                    change.put(_SEQUENCE, self.peer, str(limit).encode())
+                self._limit = limit
+            self._next += 1
+            return self._next - 1
 
     def spend_device_keys(self, change: Change, names: list[str]) -> None:
         if self._device is not None:
@@ -190,6 +197,9 @@ class SealedLink:
                 raise Conflict("another message was accepted under this sequence number")
             if claim is not None:
                 return None
+        names = (*header.message_keys, *header.pad_keys)
+        if len(set(names)) < len(names):
+            raise Malformed("the message uses one device key twice")
         kem_secret = await self._own_keys.decapsulate(header.kem_id, header.kem_ciphertext)
         message_bits = await self._bits(header.message_keys)
         pad_bits = await self._bits(header.pad_keys)

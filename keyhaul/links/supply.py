@@ -40,11 +40,7 @@ class Supply(Generic[Item]):
         """New items, or unused ones that come back."""
         self._items.extend(items)
         self.trouble = ""
-        while self._waiting and (self._waiting[0][1].done() or len(self._items) >= self._waiting[0][0]):
-            number, waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(self._pop(number))
-        self._call()
+        self._serve()
 
     async def take(self, number: int, patience: float) -> list[Item]:
         """`number` items at once; waits at most `patience` seconds. Raises InsufficientKey."""
@@ -55,15 +51,32 @@ class Supply(Generic[Item]):
         waiter: asyncio.Future[list[Item]] = asyncio.get_running_loop().create_future()
         self._waiting.append((number, waiter))
         self._call()
-        done, _ = await asyncio.wait((waiter,), timeout=max(patience, 0.0))
+        try:
+            done, _ = await asyncio.wait((waiter,), timeout=max(patience, 0.0))
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            raise
         if done:
             return waiter.result()
-        waiter.cancel()
-        self._waiting = deque(entry for entry in self._waiting if entry[1] is not waiter)
+        self._leave(waiter)
         raise InsufficientKey(
             f"{self._what}: {number} needed, {len(self._items)} there",
             self.trouble or "ask again when the link has produced more",
         )
+
+    def _serve(self) -> None:
+        """Hand items to those in front as far as they reach."""
+        while self._waiting and len(self._items) >= self._waiting[0][0]:
+            number, waiter = self._waiting.popleft()
+            waiter.set_result(self._pop(number))
+        self._call()
+
+    def _leave(self, waiter: asyncio.Future[list[Item]]) -> None:
+        """A taker goes away: what it was handed in this very tick goes back, whoever is behind moves up."""
+        if waiter.done():
+            self._items.extendleft(reversed(waiter.result()))
+        self._waiting = deque(entry for entry in self._waiting if entry[1] is not waiter)
+        self._serve()
 
     def _pop(self, number: int) -> list[Item]:
         return [self._items.popleft() for _ in range(number)]

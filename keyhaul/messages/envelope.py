@@ -123,7 +123,7 @@ def parse(body: bytes) -> Sealed:
     try:
         wire = _wire(body)
         header = _header(wire.header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Malformed(f"the body is not an envelope ({error})") from None
     if header.version != VERSION or header.suite not in list(Suite):
         raise Malformed(
@@ -151,7 +151,7 @@ def open_sealed(sealed: Sealed, material: Material) -> tuple[str, bytes]:
         raise Tampered from None
     try:
         inner = _plain(plain)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise Malformed("the envelope holds no message") from None
     return inner.path, inner.content
 

@@ -9,7 +9,6 @@ body; head and tail of the payload, the route and the times stand in the extensi
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from keyhaul.messages.payload import Context, Payload
 
 VERSION = 1
 MAX_ROUTE = 256
+LAST_SECOND = 1 << 40  # Unix time no sender can mean, far within a float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def unwrap(transfer: ExtKeys, pen: int) -> Wrapping | None:
         extension = msgspec.json.decode(raw, type=_Extension)
         head = base64.b64decode(extension.head, validate=True)
         tail = base64.b64decode(extension.tail, validate=True)
-    except (msgspec.MsgspecError, binascii.Error):
+    except (msgspec.MsgspecError, ValueError):  # not base64, not UTF-8
         raise Malformed("the keyhaul extension cannot be read", invalid_parameter=name(pen)) from None
     _check(extension, transfer)
     context = Context(
@@ -111,6 +111,8 @@ def _check(extension: _Extension, transfer: ExtKeys) -> None:
         extension.v == VERSION
         and extension.size > 0
         and extension.size % 8 == 0
+        and 0 <= extension.expires < LAST_SECOND
+        and extension.deadline < LAST_SECOND
         and 2 <= len(route) <= MAX_ROUTE
         and len(set(route)) == len(route)
         and route[0] == extension.origin

@@ -9,11 +9,12 @@ share the next. Each has its own savepoint: one that is refused (Taken, Spent, S
 neighbours alone. A change is acknowledged only after COMMIT returned, and the loop is woken once per
 batch. The loop hands a batch over at the end of a turn, when every task that is ready has added its
 change. A writer that took changes off a queue by itself would start with the first one, and compete
-with the loop for the interpreter at each statement: about an eighth of the speed at 256 clients.
+with the loop for the interpreter at each statement; measured in turns at 256 clients, handing over
+makes batches 2.5 times as long and puts 1.2 times as fast.
 
 Point reads run in the event loop on purpose. In write-ahead mode a reader never waits for a writer or
-a flush; a read by primary key takes about 10 µs with few rows, about 30 µs when pages must be
-decrypted, while the way to a thread and back costs 100 µs and more, most of it in the loop as well.
+a flush. Measured side by side, a read by primary key took 25 µs among 10 rows and 83 µs among 200,000,
+where more pages must be decrypted; the way to a thread and back took 270 to 390 µs.
 Whatever was acknowledged is visible to the next read.
 """
 

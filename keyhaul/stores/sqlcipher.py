@@ -8,6 +8,7 @@ ref in this process, which the database file belongs to alone.
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,6 +52,10 @@ _INSERT_ITEM = "INSERT INTO items VALUES (?, ?, ?) ON CONFLICT DO "
 _DELETE_ITEM = "DELETE FROM items WHERE space = ? AND name = ?"
 
 
+RECENT_ROWS = 16_384
+_Record = tuple[int, bytes, bytes | None]
+
+
 class SqlcipherLedger:
     """A `ports.Ledger` in one SQLCipher file. Make it with `open`.
 
@@ -63,6 +68,7 @@ class SqlcipherLedger:
         self.incarnation = engine.incarnation
         self._cipher = cipher
         self._locks = RefLocks()
+        self._recent: OrderedDict[Ref, _Record] = OrderedDict()
 
     @classmethod
     async def open(cls, path: Path, *, page_key: Secret, field_key: Secret) -> SqlcipherLedger:
@@ -122,6 +128,8 @@ class SqlcipherLedger:
         while True:  # in chunks, so that no batch waits for a long one
             count = await self.engine.submit([Statement(_FORGET, (before, FORGET_CHUNK))])
             total += count
+            if count:
+                self._recent.clear()
             if count < FORGET_CHUNK:
                 return total
 
@@ -150,20 +158,31 @@ class SqlcipherLedger:
 
     async def _commit(self, change: StagedChange) -> None:
         rows = list(change.altered())
-        statements = [self._write(row) for row in rows]
+        records_of = [self._record(row) for row in rows]
+        statements = [self._write(row, record) for row, record in zip(rows, records_of, strict=True)]
         statements += [self._statement(step) for step in change.steps]
         if not statements:
             return
-        await self.engine.submit(statements)  # the locks are held until it is decided, see Decision
         for row in rows:
+            self._recent.pop(row.ref, None)
+        await self.engine.submit(statements)  # the locks are held until it is decided, see Decision
+        for row, record in zip(rows, records_of, strict=True):
+            self._remember(row.ref, record)
             row.version += 1
 
-    def _write(self, row: Row) -> Statement:
-        ref, version = row.ref, row.version + 1
-        data = records.row_data(row)
-        secret = None
-        if row.secret is not None:
-            secret = self._cipher.seal(row.secret.reveal(), records.row_place(ref, version, data))
+    def _record(self, row: Row) -> _Record:
+        """Version, data and sealed secret of the row as it will be stored."""
+        version, data = row.version + 1, records.row_data(row)
+        if row.secret is None:
+            return version, data, None
+        return (
+            version,
+            data,
+            self._cipher.seal(row.secret.reveal(), records.row_place(row.ref, version, data)),
+        )
+
+    def _write(self, row: Row, record: _Record) -> Statement:
+        ref, (version, data, secret) = row.ref, record
         key = (ref.key_id.bytes, ref.leg)
         columns = (
             version,
@@ -204,16 +223,28 @@ class SqlcipherLedger:
     # -- decoding --------------------------------------------------------------------------------
 
     def _row(self, ref: Ref) -> Row | None:
-        found = self.engine.read(_ROW, ref.key_id.bytes, ref.leg)
-        if not found:
-            return None
-        version, data, sealed = found[0]
+        record = self._recent.get(ref)
+        if record is None:
+            found = self.engine.read(_ROW, ref.key_id.bytes, ref.leg)
+            if not found:
+                return None
+            record = found[0]
+        version, data, sealed = record
         row = _decoded(ref, version, data)
         if sealed is not None:
             value = self._unseal(sealed, records.row_place(ref, version, data), f"row {ref}")
             row.secret = Secret(value)
             value[:] = bytes(len(value))
         return row
+
+    def _remember(self, ref: Ref, record: _Record) -> None:
+        """Rows are read again soon after they were written, and each commit empties the reader's pages.
+
+        Only what is on disk is kept, as it is on disk: sealed. This process alone writes the file.
+        """
+        self._recent[ref] = record
+        while len(self._recent) > RECENT_ROWS:
+            self._recent.popitem(last=False)
 
     def _message(self, record: Record) -> Message:
         message_id, data = UUID(bytes=record[0]), record[1]
