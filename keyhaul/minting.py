@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
 from keyhaul.errors import InsufficientKey, Malformed
 from keyhaul.keys import Secret
-from keyhaul.ports import Entropy
+from keyhaul.ports import Clock, Entropy
 
 
 class DeviceKey(Protocol):
@@ -35,15 +35,29 @@ class Mint(Protocol):
 
 
 class OwnMint:
-    """Keys from the node's generator, under random ids (paper B §4.1)."""
+    """Keys from the node's generator (paper B §4.1), under ids that start with the time (UUID version 7).
 
-    def __init__(self, entropy: Entropy) -> None:
+    Ids of one batch are neighbours, so its rows share pages of the store: a batch of 64 rewrites about a
+    dozen pages instead of one for each key.
+    """
+
+    def __init__(self, entropy: Entropy, clock: Clock) -> None:
         self._entropy = entropy
+        self._clock = clock
 
     async def keys(self, number: int, size: int) -> Minted:
         width = size // 8
         bits = self._entropy.read(width * number).reveal()
-        return [(uuid.uuid4(), Secret(bits[at * width : (at + 1) * width])) for at in range(number)]
+        now = int(self._clock.now() * 1000)
+        return [(_key_id(now), Secret(bits[at * width : (at + 1) * width])) for at in range(number)]
+
+
+def _key_id(milliseconds: int) -> UUID:
+    """RFC 9562 §5.7: 48 bits of Unix time, then 74 random bits."""
+    rest = int.from_bytes(os.urandom(10), "big")
+    high = rest >> 64 & 0x0FFF
+    low = rest & (1 << 62) - 1
+    return UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 2 << 62 | low)
 
 
 class DeviceMint:

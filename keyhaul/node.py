@@ -302,7 +302,7 @@ class Node:
         """Profile `paper-a` hands out the local device's keys; everything else makes its own."""
         if self._paper_a and self._devices:
             return DeviceMint(self._devices[0])
-        return OwnMint(SystemEntropy())
+        return OwnMint(SystemEntropy(), self._clock)
 
     async def _load(self) -> None:
         await self.pairing.start()

@@ -163,7 +163,10 @@ class End:
 
 async def neighbours(devices: Devices | None = None, **options: Any) -> tuple[End, End]:
     """Nodes `a` and `b`, started, stocked with keys for each other."""
-    ends = End("a", "b", MemoryLedger(), devices, **options), End("b", "a", MemoryLedger(), devices, **options)
+    ends = (
+        End("a", "b", MemoryLedger(), devices, **options),
+        End("b", "a", MemoryLedger(), devices, **options),
+    )
     await introduce(*ends)
     return ends
 

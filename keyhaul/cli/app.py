@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from keyhaul import __version__
-from keyhaul.cli import config, demo, init, operator, sae, testbed
+from keyhaul.cli import bench, config, demo, init, operator, sae, testbed
 from keyhaul.cli.output import Json, document, say
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 init.register(app)
 operator.register(app)
 demo.register(app)
+bench.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(sae.app, name="sae")

@@ -173,7 +173,9 @@ class SimNode:
         self.outbox.outcome = self.settlement
         self.outbox.seal = Letters(self.site).seal
         self.relay = Relay(self.site, self.outbox, self.settlement)
-        self.origin = Origin(self.site, self.relay, self.settlement, self.spawn, OwnMint(SystemEntropy()))
+        self.origin = Origin(
+            self.site, self.relay, self.settlement, self.spawn, OwnMint(SystemEntropy(), world_clock)
+        )
         await self.pairing.start()
         await self.gossip.start()
         for link in self.links.values():

@@ -18,15 +18,12 @@ BITS = b"thirty-two bytes nobody may see!"
 
 @pytest.mark.parametrize(
     "show",
-    [repr, str, "{}".format, "{:>40}".format, "%s".__mod__, lambda s: f"{s} {s!r} {s!s}", lambda s: repr([s])],
+    [repr, str, "{}".format, "%s".__mod__, lambda s: f"{s} {s!r} {s!s}", lambda s: repr([s])],
 )
 def test_a_secret_shows_nothing(show: object) -> None:
     assert callable(show)
     secret = Secret(BITS)
-    try:
-        text = show(secret)
-    except TypeError:
-        return  # a format that is refused shows nothing either
+    text = show(secret)
     assert BITS.decode() not in text
     assert BITS.hex() not in text
     assert "Secret(…)" in text

@@ -1,0 +1,45 @@
+"""The ceiling to compare with: aiohttp and uvloop behind the same TLS context, with a handler that does nothing.
+
+    python -m keyhaul.testbed.benchmarks.bare CERT KEY CA READY_FILE
+
+Its answer is as long as one key of 256 bits takes in a container of 014.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+
+from keyhaul.config.write import write
+from keyhaul.edge.tls import Credentials, Policy, server_context
+
+ANSWER = b'{"keys":[{"key_ID":"%s","key":"%s"}]}' % (b"0" * 36, b"A" * 44)
+
+
+async def answer(request: web.Request) -> web.Response:
+    """Reads the body, if there is one, and looks at nothing."""
+    await request.read()
+    return web.Response(body=ANSWER, headers={"Content-Type": "application/json"})
+
+
+async def serve(credentials: Credentials, ready: Path) -> None:
+    """Until the process is ended."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(credentials, Policy.COMPATIBLE))
+    await site.start()
+    port = runner.addresses[0][1]
+    write(ready, json.dumps({"url": f"https://127.0.0.1:{port}"}))
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    cert, key, ca, ready_file = map(Path, sys.argv[1:])
+    uvloop.run(serve(Credentials(cert, key, ca), ready_file))

@@ -1,0 +1,210 @@
+"""The load generator, a process of its own: one task as JSON on stdin, its result as JSON on stdout.
+
+    python -m keyhaul.testbed.benchmarks.load < task.json
+
+Tasks (`kind`):
+* `hops`: one key after the other from one SAE to several, each compared with its copy at the far end;
+* `flood`: as many requests as a few connections carry, in slices that take turns between targets;
+* `turns`: one request at a time, alternating between targets, so that noise hits all of them.
+
+`hops` speaks through aiohttp, as an application would. The other two write prepared requests and look for
+nothing but status and length, so that the node and not this process is the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+from yarl import URL
+
+from keyhaul.edge.client import SaeClient
+from keyhaul.edge.tls import Credentials, Policy, client_context
+from keyhaul.testbed.benchmarks.report import flush_seconds, processor_seconds
+
+Json = dict[str, Any]
+
+
+class Wire(asyncio.Protocol):
+    """One keep-alive connection with one request under way."""
+
+    def __init__(self) -> None:
+        self._transport: Any = None
+        self._received = bytearray()
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0 or self._answer is None:
+            return
+        head = bytes(self._received[:end]).lower()
+        length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0] or b"0")
+        if len(self._received) >= end + 4 + length:
+            body = bytes(self._received[end + 4 : end + 4 + length])
+            self._received.clear()
+            self._answer.set_result((int(head[9:12]), body))
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionError("the server hung up"))
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class Target:
+    """A port and the requests for it; the last one is repeated if `endless`."""
+
+    def __init__(self, task: Json) -> None:
+        self.task = task
+        self.url = URL(task["url"])
+        host = f"{self.url.host}:{self.url.port}"
+        requests = (_request(host, each) for each in task["requests"])
+        repeated: Iterator[bytes] = itertools.repeat(_request(host, task["requests"][0]))
+        self.requests = repeated if task.get("endless") else requests
+        self.bodies: list[bytes] = []
+        self.slices: list[Json] = []
+        self.seconds: list[float] = []
+        self.wires: list[Wire] = []
+
+    async def connect(self, number: int) -> None:
+        tls, loop = _tls(self.task), asyncio.get_running_loop()
+        for _ in range(number):
+            _, wire = await loop.create_connection(
+                Wire, self.url.host, self.url.port, ssl=tls, server_hostname=self.url.host
+            )
+            self.wires.append(wire)
+
+    async def ask(self, wire: Wire, request: bytes) -> None:
+        begun = time.perf_counter()
+        status, body = await wire.ask(request)
+        self.seconds.append(time.perf_counter() - begun)
+        if status != 200:
+            raise RuntimeError(f"status {status}: {body[:200].decode(errors='replace')}")
+        if self.task.get("keep"):
+            self.bodies.append(body)
+
+    async def flood(self, seconds: float) -> None:
+        """One slice on all connections."""
+        pid = self.task["pid"]
+        self.seconds = []
+        begun, used, own = time.perf_counter(), processor_seconds(pid), time.process_time()
+        end = begun + seconds
+
+        async def one(wire: Wire) -> None:
+            while time.perf_counter() < end:
+                request = next(self.requests, None)
+                if request is None:
+                    return
+                await self.ask(wire, request)
+
+        await asyncio.gather(*(one(wire) for wire in self.wires))
+        took, ordered = time.perf_counter() - begun, sorted(self.seconds)
+        if ordered:
+            self.slices.append(
+                {
+                    "rate": len(ordered) / took,
+                    "requests": len(ordered),
+                    "p50": ordered[len(ordered) // 2],
+                    "p95": ordered[len(ordered) * 95 // 100],
+                    "server": (processor_seconds(pid) - used) / len(ordered),
+                    "client_share": (time.process_time() - own) / took,
+                }
+            )
+
+    def result(self) -> Json:
+        found = [key["key_ID"] for body in self.bodies for key in json.loads(body)["keys"]]
+        return {"slices": self.slices, "seconds": self.seconds, "key_ids": found}
+
+
+def _request(host: str, line: Json) -> bytes:
+    body = line.get("body", "").encode()
+    kind = "Content-Type: application/json\r\n" if body else ""
+    head = f"{line['method']} {line['path']} HTTP/1.1\r\nHost: {host}\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _tls(task: Json) -> Any:
+    files = Credentials(Path(task["cert"]), Path(task["key"]), Path(task["ca"]))
+    return client_context(files, Policy.COMPATIBLE)
+
+
+async def flood(task: Json) -> Json:
+    """Slices of `seconds` that take turns between the targets, `rounds` times; the first is a warm-up."""
+    targets = [Target(each) for each in task["targets"]]
+    for target in targets:
+        await target.connect(task["connections"])
+    for _ in range(task["rounds"]):
+        for target in targets:
+            await target.flood(task["seconds"])
+    return {"targets": [target.result() for target in targets]}
+
+
+async def turns(task: Json) -> Json:
+    """One request at a time, `rounds` times each target."""
+    targets = [Target(each) for each in task["targets"]]
+    for target in targets:
+        await target.connect(1)
+    for _ in range(task["rounds"]):
+        for target in targets:
+            await target.ask(target.wires[0], next(target.requests))
+    return {"targets": [target.result() for target in targets]}
+
+
+async def hops(task: Json) -> Json:
+    """Rounds over all slaves; `warm` rounds come first and are not counted. Times in seconds."""
+    near, far = task["near"], task["far"]
+    directory = Path(task["directory"])
+    seconds: list[list[tuple[float, float]]] = [[] for _ in far]
+    empty: list[float] = []
+    flushes: list[float] = []
+    connector = aiohttp.TCPConnector(ssl=_tls(near))
+    async with (
+        SaeClient(near["url"], _tls(near)) as master,
+        aiohttp.ClientSession(connector=connector) as bare,
+    ):
+        slaves = [SaeClient(sae["url"], _tls(sae)) for sae in far]
+        for number in range(task["warm"] + task["rounds"]):
+            for at, sae in enumerate(far):
+                begun = time.perf_counter()
+                (sent,) = await master.get_key(sae["id"])
+                ended = time.perf_counter()
+                (received,) = await slaves[at].fetch_key(near["id"], [sent.key_id])
+                if not sent.bits.same_as(received.bits):
+                    raise RuntimeError(f"the two ends of key {sent.key_id} differ")
+                if number >= task["warm"]:
+                    seconds[at].append((begun, ended))
+                await asyncio.sleep(task.get("pause", 0.0))
+            begun = time.perf_counter()
+            async with bare.post(task["bare"], data=b'{"number":1}') as response:
+                await response.read()
+            empty.append(time.perf_counter() - begun)
+            flushes.append(await asyncio.to_thread(flush_seconds, directory))
+        for slave in slaves:
+            await slave.close()
+    return {"keys": seconds, "empty": empty[task["warm"] :], "flush": flushes}
+
+
+KINDS = {"flood": flood, "turns": turns, "hops": hops}
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    json.dump(uvloop.run(KINDS[asked["kind"]](asked)), sys.stdout)
