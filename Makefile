@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEEDS  ?= 500
 JOBS   ?= 2
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -17,13 +18,13 @@ install: $(STAMP)  ## make the virtual environment from the lock file
 
 # The extras for TPM and PKCS#11 need Debian packages (scripts/install-debian-packages.sh). Where these are
 # there, the extras are installed too; where not, everything works and their tests say why they skip.
-$(STAMP): requirements.lock requirements-hardware.lock pyproject.toml
+$(STAMP): requirements.lock requirements-build.lock requirements-hardware.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PIP) --require-hashes -r requirements.lock -r requirements-build.lock
 	@if pkg-config --exists tss2-esys 2>/dev/null; then \
-	  $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-hardware.lock \
+	  $(PIP) --require-hashes -r requirements-hardware.lock \
 	  || echo "the tpm and pkcs11 extras could not be built; going on without them"; fi
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: install  ## 56 keys between eight nodes in two regions, checked bit by bit
@@ -54,10 +55,10 @@ sim: install  ## seeded storms in virtual time: make sim SEEDS=2000
 soak: install  ## the same with 100,000 seeds (hours)
 	KEYHAUL_SEEDS=100000 $(BIN)/pytest -n $(JOBS) tests/sim/test_seeds.py
 
-chaos:  ## (not built yet)
+chaos:  ## not there yet; says what is
 	@echo "no chaos run on namespaces yet; 'make sim' and tests/e2e/test_promises.py kill nodes today"; exit 2
 
-fuzz:  ## (not built yet)
+fuzz:  ## not there yet; says what is
 	@echo "no coverage-guided fuzzing yet; property tests in tests/unit cover the decoders today"; exit 2
 
 bench: install  ## measure; writes bench/results/*.json
@@ -67,9 +68,9 @@ bench: install  ## measure; writes bench/results/*.json
 docs: install  ## check links, and that drawings are what the code says
 	$(BIN)/python docs/check.py
 
-lock:  ## renew requirements.lock (needs pip-tools)
+lock:  ## renew requirements.lock (needs pip-tools; the other two locks say how at their top)
 	pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-annotate --no-header --strip-extras --extra dev -o requirements.lock pyproject.toml
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

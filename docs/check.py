@@ -1,4 +1,4 @@
-"""Checks the documentation: links lead somewhere, and drawn pictures are what the code says today."""
+"""Checks the documentation: links and names lead somewhere, and pictures are what the code says today."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import draw_lifecycle
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+STEP = re.compile(r"`([A-Z]\w+)\.(\w+)`")
 CODE = re.compile(r"`(keyhaul/[\w/]+\.(?:py|toml)|tests/[\w/]+\.py|docs/[\w/.-]+|bench/\w+\.py)`")
 
 
@@ -25,10 +26,24 @@ def mistakes() -> list[str]:
         for target in CODE.findall(text):
             if not (ROOT / target).exists():
                 found.append(f"{page.relative_to(ROOT)}: names {target}, which is not there")
+    found += [f"docs/flow.md: names {step}, which no module has" for step in _missing_steps()]
     picture = ROOT / "docs" / "lifecycle.svg"
     if not picture.exists() or picture.read_text() != draw_lifecycle.draw():
         found.append("docs/lifecycle.svg is not what the lifecycle table says: run docs/draw_lifecycle.py")
     return found
+
+
+def _missing_steps() -> list[str]:
+    """The `Class.method` names of the flow that the package does not have."""
+    page = ROOT / "docs" / "flow.md"
+    named = STEP.findall(page.read_text()) if page.exists() else []
+    sources = [file.read_text() for file in (ROOT / "keyhaul").rglob("*.py")]
+
+    def there(owner: str, method: str) -> bool:
+        forms = (rf"^class {owner}\b", rf"^    (?:async )?def {method}\(")
+        return any(all(re.search(form, text, re.M) for form in forms) for text in sources)
+
+    return [f"{owner}.{method}" for owner, method in named if not there(owner, method)]
 
 
 if __name__ == "__main__":

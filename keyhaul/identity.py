@@ -8,6 +8,7 @@ certificate never names a node, whichever CA signed it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote, unquote
@@ -241,6 +242,29 @@ class Anchors:
 
 
 _BUNDLE = "name the file with the CA certificates of the domains you trust"
+
+
+class Federation:
+    """The anchors of all domains, and which domain each node belongs to.
+
+    Any CA of a federation could sign any name, or an intermediate CA in another domain's name. So a node
+    counts only if the anchor of its own domain issued its certificate directly.
+    """
+
+    def __init__(self, anchors: Anchors, domains: Mapping[str, str]) -> None:
+        self.domains = domains
+        self._anchors = anchors
+
+    def verify(self, der: bytes, now: float) -> Verified:
+        """As `Anchors.verify`, and raises Unauthorized for a name of another domain, or of none."""
+        verified = self._anchors.verify(der, now)
+        expected = self.domains.get(verified.name)
+        if verified.domain is None or verified.domain != expected:
+            raise Unauthorized(
+                f"the certificate for {verified.name} comes from domain {verified.domain}, not {expected}",
+                "have it issued by the CA of the node's own domain",
+            )
+        return verified
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:

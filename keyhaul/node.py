@@ -33,7 +33,7 @@ from keyhaul.entropy import SystemEntropy
 from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
 from keyhaul.gossip import Gossip
 from keyhaul.hardening import harden
-from keyhaul.identity import Anchors, Identity, admin_name, node_name, sae_id
+from keyhaul.identity import Anchors, Federation, Identity, admin_name, node_name, sae_id
 from keyhaul.letters import Letters
 from keyhaul.links.etsi014 import Device
 from keyhaul.links.onetime import OneTimeKey, OneTimeKeys
@@ -180,11 +180,11 @@ class Node:
                 f"{node.cert}: the certificate is for {self.identity.name!r}, the node is {settings.name!r}",
                 "use the certificate that was made for this node",
             )
-        self.anchors = Anchors.load(_read(node.ca))
-        self.directory = Directory(self.anchors, settings.network.nodes)
+        self.federation = Federation(Anchors.load(_read(node.ca)), settings.network.nodes)
+        self.directory = Directory(self.federation, settings.network.nodes)
         self.peers = HttpPeers(
             {peer.name: (peer.url, self._client_context(peer)) for peer in settings.peers},
-            domains=settings.network.nodes,
+            federation=self.federation,
         )
         self._stack.push_async_callback(self.peers.close)
         self.pairing = Pairing(self.identity, settings.domain, self.directory, ledger, self._clock)
@@ -237,7 +237,7 @@ class Node:
             peer=peer.name,
             call=lambda name, body: call(name, "refill", body),
             signer=self.identity,
-            anchors=self.anchors,
+            anchors=self.federation,
             clock=self._clock,
             peer_keys=peer_keys,
             own_keys=own_keys,
@@ -320,9 +320,7 @@ class Node:
         }
         callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in plain}
         drafts = frozenset(peer.name for peer in plain if peer.dialect == "draft-0.4")
-        node_port = peering.NodePort(
-            kernel, kinds, callbacks, drafts=drafts, domains=self.config.network.nodes
-        )
+        node_port = peering.NodePort(kernel, kinds, callbacks, drafts=drafts, federation=self.federation)
         applications = {
             "sae": (sae.SaeApplication(self.origin, self.config.limits).application(), sae.render, None),
             "node": (node_port.application(), peering.render, peering.BOUNDS),

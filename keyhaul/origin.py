@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from keyhaul import lifecycle
-from keyhaul.errors import KeyhaulError, KeyNotFound, Unauthorized, Unavailable
+from keyhaul.errors import KeyhaulError, KeyNotFound, NoSuchTarget, Unauthorized, Unavailable
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import Delivered, Order, Standing
 from keyhaul.minting import Mint
@@ -79,6 +79,7 @@ class Origin:
         Raises NoSuchTarget, NoRoute, InsufficientKey, ExtensionRefused or Unavailable; then no key of
         the request is ever delivered to anyone.
         """
+        self._check_master(order.master)
         plain = not (order.options.keys() & {"keyhaul_scheme", "keyhaul_labels"})
         if plain and (ready := await self._take_ready(order)):
             return ready
@@ -90,6 +91,17 @@ class Origin:
             await self._dispatch_and_wait(batch)
         self._top_up(order)
         return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
+
+    def _check_master(self, master: str) -> None:
+        """Far nodes believe a master only from its own node; so does this one, and says so at once."""
+        try:
+            home = self._site.view.home(master)
+        except NoSuchTarget:
+            home = "no node of the configuration"
+        if home != self._site.name:
+            raise Unauthorized(
+                f"this SAE is served by {home}", "ask there, or change the network's SAE table"
+            )
 
     async def _batch(self, order: Order, *, waiting: bool) -> Batch:
         """Fresh keys; `waiting` keeps them for the master until they are handed out."""

@@ -52,9 +52,14 @@ class _Lane:
         self.turn = asyncio.Semaphore(IN_FLIGHT)
         self.pause = 0.0
         self.try_at = 0.0
+        self.failed_at = 0.0
         self.waiting = 0
 
-    def failed(self, now: float) -> None:
+    def failed(self, started: float, now: float) -> None:
+        """An attempt made at `started` met no answer; those made together count as one."""
+        if started < self.failed_at:
+            return
+        self.failed_at = now
         self.pause = min(max(self.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
         self.try_at = now + self.pause * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a key)
 
@@ -113,11 +118,12 @@ class Outbox:
             if pause > 0:
                 await asyncio.sleep(min(pause, max(message.deadline - self._clock.now(), 0.0)))
             async with lane.turn:
+                started = self._clock.now()
                 try:
                     message = await self.seal(message)
                     answer = await self._peers.post(message)
                 except Unavailable as error:
-                    lane.failed(self._clock.now())
+                    lane.failed(started, self._clock.now())
                     log.info("neighbour unreachable", peer=message.peer, cause=error.cause)
                     continue
             lane.worked()

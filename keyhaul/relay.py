@@ -328,6 +328,8 @@ class Relay:
         try:
             if self.site.legs(context.targets) != {self.site.name: context.targets}:
                 raise Tampered
+            if self.site.view.home(context.initiator) != context.origin:
+                raise Tampered  # only its own node speaks for a master
             pad = opened.pad(scheme.pad_bytes(wrapping.payload))
             bare = scheme.transit(wrapping.payload, pad, None)
             pair = NO_PAIR
@@ -354,6 +356,10 @@ class Relay:
         sizes = {len(key.value) * 8 for key in transfer.keys}
         if len(sizes) != 1 or len({key.key_id for key in transfer.keys}) != len(transfer.keys):
             raise Malformed("keys of one transfer must be distinct and of one size", invalid_parameter="keys")
+        if self.site.beyond(transfer.initiator_sae_id) != peer:
+            raise Refused(
+                "the initiator is not one of the caller's SAEs", invalid_parameter="initiator_sae_id"
+            )
         if peer in self.site.legs(transfer.target_sae_ids):
             raise Refused("a target is reached through the caller", invalid_routing="next hop is the caller")
         if known := await self._same_again(peer, transfer):

@@ -155,7 +155,8 @@ class End:
 
     async def stock(self) -> None:
         """Fill the supplies once, as the refill loops would."""
-        await self.refill.fetch_keys()
+        if self.peer_keys.shortage:
+            await self.refill.fetch_keys()
         if self.device is not None and self.device.ahead:
             while self.device.supply.shortage and await self.refill.offer_keys():
                 pass

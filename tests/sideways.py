@@ -25,7 +25,7 @@ from keyhaul.errors import (
     NoSuchTarget,
     Unsupported,
 )
-from keyhaul.identity import node_name
+from keyhaul.identity import Anchors, Federation, node_name
 from keyhaul.keys import Message
 from keyhaul.messages.etsi020 import (
     Ack,
@@ -198,7 +198,13 @@ async def node(
     kernel = Memory()
     callbacks = {"kme-b": CALLBACK, "kme-draft": CALLBACK}
     peers = {"kme-b": PeerKind.PLAIN, "kme-draft": PeerKind.PLAIN, "derio": PeerKind.SEALED}
-    handlers = NodePort(kernel, peers, callbacks, drafts=frozenset({"kme-draft"}), domains=domains)
+    handlers = NodePort(
+        kernel,
+        peers,
+        callbacks,
+        drafts=frozenset({"kme-draft"}),
+        federation=federation_of(credentials, domains),
+    )
     port = Port(
         "node", handlers.application(), render, node_name, server_context(credentials, policy), bounds
     )
@@ -207,6 +213,10 @@ async def node(
         yield Node(f"https://{HOST}:{port.addresses[0][1]}", kernel, callbacks)
     finally:
         await port.close()
+
+
+def federation_of(credentials: Credentials, domains: Mapping[str, str] | None) -> Federation | None:
+    return Federation(Anchors.load(credentials.ca.read_bytes()), domains) if domains else None
 
 
 @contextlib.asynccontextmanager

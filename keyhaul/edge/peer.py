@@ -17,6 +17,7 @@ from aiohttp import web
 from keyhaul.edge.neighbours import neighbour_of
 from keyhaul.edge.server import Bounds, Handler, read_body
 from keyhaul.errors import KeyhaulError, Malformed, Refused, Unauthorized
+from keyhaul.identity import Federation
 from keyhaul.messages import etsi020
 from keyhaul.messages.etsi020 import Ack, ExtKeys, Void
 from keyhaul.messages.problems import plain_problem, problem
@@ -81,13 +82,13 @@ class NodePort:
         callbacks: Mapping[str, str],
         *,
         drafts: frozenset[str] = frozenset(),
-        domains: Mapping[str, str] | None = None,
+        federation: Federation | None = None,
     ) -> None:
         self._kernel = kernel
         self._peers = peers
         self._callbacks = callbacks
         self._drafts = drafts
-        self._domains = domains or {}
+        self._federation = federation
 
     def application(self) -> web.Application:
         """The routes, ready for a listener that demands client certificates."""
@@ -155,7 +156,7 @@ class NodePort:
         return handle
 
     def _entitled(self, request: web.Request, kind: PeerKind | None = None) -> str:
-        peer = neighbour_of(request.transport, self._domains)
+        peer = neighbour_of(request.transport, self._federation)
         found = self._peers.get(peer)
         if found is None:
             raise Unauthorized(f"{peer} is not a neighbour of this node", "have it configured as one")

@@ -28,6 +28,7 @@ from keyhaul.errors import (
     Unauthorized,
     Unavailable,
 )
+from keyhaul.identity import Federation
 from keyhaul.keys import Message
 from keyhaul.messages.etsi020 import PATHS
 from keyhaul.messages.problems import parse_problem, problem_slug
@@ -54,12 +55,12 @@ class HttpPeers(Peers):
         connect_seconds: float = 5.0,
         answer_seconds: float = 30.0,
         connections: int = 8,
-        domains: Mapping[str, str] | None = None,
+        federation: Federation | None = None,
     ) -> None:
         self._neighbours = neighbours
         self._timeout = aiohttp.ClientTimeout(total=answer_seconds, connect=connect_seconds)
         self._connections = connections
-        self._domains = domains or {}
+        self._federation = federation
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def post(self, message: Message) -> Answer:
@@ -123,7 +124,7 @@ class HttpPeers(Peers):
             self._sessions[peer] = aiohttp.ClientSession(
                 connector=_Pinned(
                     peer,
-                    self._domains,
+                    self._federation,
                     ssl=self._neighbours[peer][1],
                     limit=self._connections,
                     keepalive_timeout=_IDLE_SECONDS,
@@ -149,16 +150,16 @@ class HttpPeers(Peers):
 class _Pinned(aiohttp.TCPConnector):
     """Hands out connections to one named neighbour only."""
 
-    def __init__(self, peer: str, domains: Mapping[str, str], **options: Any) -> None:
+    def __init__(self, peer: str, federation: Federation | None, **options: Any) -> None:
         super().__init__(**options)
         self._peer = peer
-        self._domains = domains
+        self._federation = federation
 
     async def connect(self, *arguments: Any, **named: Any) -> Connection:
         """As aiohttp's, if its certificate names the neighbour. Raises Unauthorized."""
         connection = await super().connect(*arguments, **named)
         try:
-            found = neighbour_of(connection.transport, self._domains)
+            found = neighbour_of(connection.transport, self._federation)
             if found != self._peer:
                 raise Unauthorized(f"the certificate at that address names {found}")
         except Unauthorized:

@@ -29,6 +29,7 @@ from tests.sideways import (
     SECRET,
     Cast,
     ack,
+    federation_of,
     make_cast,
     message,
     node,
@@ -136,9 +137,9 @@ def test_a_name_counts_only_from_the_ca_of_its_own_domain(cast: Cast) -> None:
         async with (
             node(cast.vigo, policy=Policy.PQ, domains=right) as here,
             node(cast.vigo, policy=Policy.PQ, domains=wrong) as strict,
-            peers({"vigo": (here.url, context)}, domains=right) as posting,
-            peers({"vigo": (here.url, context)}, domains=wrong) as suspicious,
-            peers({"vigo": (strict.url, context)}, domains=right) as impostor,
+            peers({"vigo": (here.url, context)}, federation=federation_of(cast.derio, right)) as posting,
+            peers({"vigo": (here.url, context)}, federation=federation_of(cast.derio, wrong)) as suspicious,
+            peers({"vigo": (strict.url, context)}, federation=federation_of(cast.derio, right)) as impostor,
         ):
             assert (await posting.post(message("vigo", "ext_keys", b"x", sealed=True))).status == 202
             with pytest.raises(PeerUnreachable, match="galicia"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 
 from keyhaul.errors import KeyNotFound, Unauthorized, Unavailable
-from keyhaul.keys import State
+from keyhaul.keys import Secret, State
+from keyhaul.messages.etsi014 import Order
+from keyhaul.relay import Batch
 from keyhaul.testbed.clock import run
-from tests.sim.world import World
+from tests.sim.world import World, world_clock
 
 LINE = [("a", "b", "qkd"), ("b", "c", "pqc"), ("c", "d", "qkd")]
 
@@ -70,5 +73,23 @@ def test_a_cut_link_gives_503_and_leaves_no_key_behind() -> None:
             assert await node.ledger.unfinished() == []
             assert await node.ledger.deliverable() == [] or node.name == "d"
         assert len(await world.nodes["d"].ledger.deliverable()) == 1
+
+    run(story())
+
+
+def test_only_its_own_node_speaks_for_a_master() -> None:
+    async def story() -> None:
+        world = World(5, LINE)
+        await world.start()
+        await world.ask("a", "d")
+        with pytest.raises(Unauthorized):
+            await world.nodes["a"].origin.request(Order("sae-b", ("sae-d",), 1, 256))
+        now = world_clock.now()
+        key_id = uuid4()
+        forged = Batch([(key_id, Secret(bytes(32)))], "sae-b", ("sae-d",), 256, now, now + 5.0, now + 60.0)
+        await world.nodes["a"].relay.dispatch(forged)
+        await asyncio.sleep(10.0)
+        assert [row.state for row in await world.nodes["d"].ledger.find(key_id)] == [State.FAILED]
+        assert [row.state for row in await world.nodes["a"].ledger.find(key_id)] == [State.FAILED]
 
     run(story())

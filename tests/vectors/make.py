@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 import msgspec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keyhaul import control
 from keyhaul.control import Directory
@@ -143,7 +144,7 @@ def malformed_envelopes() -> Iterator[tuple[str, bytes]]:
     yield "trailing-byte", body + b"\0"
     yield "nothing-inside", authentic(b"")
     yield "not-a-message-inside", authentic(msgspec.msgpack.encode(["ext_keys"]))
-    wrong = {
+    wrong: dict[str, dict[str, object]] = {
         "version-2": {"version": 2},
         "suite-9": {"suite": 9},
         "message-id-short": {"message_id": fixed("message id", 15)},
@@ -169,7 +170,7 @@ def authentic(plain: bytes) -> bytes:
     """Sealed by the right keys, but no message inside."""
     head = envelope.header_bytes(header())
     key = envelope.message_key(header(), head, MATERIAL)
-    text = envelope.AESGCM(key).encrypt(fixed("nonce", 12), plain, head)
+    text = AESGCM(key).encrypt(fixed("nonce", 12), plain, head)
     return msgspec.msgpack.encode([head, fixed("nonce", 12), text])
 
 

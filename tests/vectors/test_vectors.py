@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import hmac
 import json
-from typing import Any
 
 import msgspec
 import pytest
@@ -29,7 +28,7 @@ ERRORS = {"tampered": Tampered, "malformed": Malformed}
 SCHEMES: dict[str, Scheme] = {"trusted": Trusted(), "masked": Masked()}
 
 
-def vectors(kind: str) -> Any:
+def vectors(kind: str) -> pytest.MarkDecorator:
     found = read_all(kind)
     return pytest.mark.parametrize("vector", found, ids=[vector.path for vector in found])
 

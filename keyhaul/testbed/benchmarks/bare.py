@@ -1,4 +1,4 @@
-"""The ceiling to compare with: aiohttp and uvloop behind the same TLS context, with a handler that does nothing.
+"""The ceiling to compare with: aiohttp and uvloop behind the same TLS, with a handler that does nothing.
 
     python -m keyhaul.testbed.benchmarks.bare CERT KEY CA READY_FILE
 

@@ -65,9 +65,7 @@ def _times(report: Report, found: dict[str, Any]) -> None:
         taken = [1000 * (end - begin) for begin, end in keys]
         bound = BOUNDS.get(length)
         report.add(f"enc_keys on demand, {_hops(length)}", taken, "ms", most=bound)
-        report.add(
-            f"the same, x empty handler, {_hops(length)}", [each / 1000 / empty for each in taken], "x"
-        )
+        report.add("  x empty handler", [each / 1000 / empty for each in taken], "x")
 
 
 def _events(on: Stage, node: str) -> list[watched.Event]:

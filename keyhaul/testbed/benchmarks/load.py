@@ -75,8 +75,9 @@ class Target:
 
     def __init__(self, task: Json) -> None:
         self.task = task
-        self.url = URL(task["url"])
-        host = f"{self.url.host}:{self.url.port}"
+        url = URL(task["url"])
+        self.host, self.port = url.host or "", url.port or 443
+        host = f"{self.host}:{self.port}"
         requests = (_request(host, each) for each in task["requests"])
         repeated: Iterator[bytes] = itertools.repeat(_request(host, task["requests"][0]))
         self.requests = repeated if task.get("endless") else requests
@@ -89,7 +90,7 @@ class Target:
         tls, loop = _tls(self.task), asyncio.get_running_loop()
         for _ in range(number):
             _, wire = await loop.create_connection(
-                Wire, self.url.host, self.url.port, ssl=tls, server_hostname=self.url.host
+                Wire, self.host, self.port, ssl=tls, server_hostname=self.host
             )
             self.wires.append(wire)
 
@@ -136,9 +137,10 @@ class Target:
 
 
 def _request(host: str, line: Json) -> bytes:
-    body = line.get("body", "").encode()
+    body: bytes = line.get("body", "").encode()
     kind = "Content-Type: application/json\r\n" if body else ""
-    head = f"{line['method']} {line['path']} HTTP/1.1\r\nHost: {host}\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
+    length = f"Content-Length: {len(body)}\r\n\r\n"
+    head = f"{line['method']} {line['path']} HTTP/1.1\r\nHost: {host}\r\n{kind}{length}"
     return head.encode() + body
 
 

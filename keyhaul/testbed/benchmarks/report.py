@@ -1,4 +1,4 @@
-"""Figures with unit, spread and sample count, the machine they come from, and the command that repeats them."""
+"""Figures with unit, spread and sample count, their machine, and the command that repeats them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network a benchmark runs on: real processes of a testbed, the bare server beside them, the load apart."""
+"""The network of a benchmark: real processes of a testbed, the bare server beside them, the load apart."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ class WatchedTestbed(Testbed):
     """A testbed whose nodes write down their steps (see `watched`)."""
 
     def _make_process(self, name: str, command: list[str]) -> Process:
-        swapped = [
-            "keyhaul.testbed.benchmarks.watched" if word == "keyhaul.cli" else word for word in command
-        ]
+        swapped = ["keyhaul.cli.watched" if word == "keyhaul.cli" else word for word in command]
         return super()._make_process(name, swapped)
 
 
@@ -43,16 +41,7 @@ class Stage:
         self.bare_url = bare_url
         state = testbed.state()
         self.saes: dict[str, dict[str, str]] = {
-            sae["id"]: {
-                name: sae[old]
-                for name, old in (
-                    ("id", "id"),
-                    ("url", "sae_url"),
-                    ("cert", "cert"),
-                    ("key", "key"),
-                    ("ca", "ca"),
-                )
-            }
+            sae["id"]: {**{name: sae[name] for name in ("id", "cert", "key", "ca")}, "url": sae["sae_url"]}
             for sae in state["saes"]
         }
 

@@ -1,6 +1,6 @@
 """`keyhaul serve` with a stop-watch around the steps of a key: for benchmarks, never for production.
 
-    python -m keyhaul.testbed.benchmarks.watched serve --config node.toml
+    python -m keyhaul.cli.watched serve --config node.toml
 
 The steps are wrapped from outside, so a node that is not watched does not pay for it. On leaving, every
 step is written beside the configuration as (step, begin, end), in seconds of the machine's monotonic
@@ -11,14 +11,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-from keyhaul.config.write import write
 
 FILE = "steps.json"
 
@@ -87,20 +82,3 @@ def _timed(call: Callable[..., Any], step: str, events: list[Event]) -> Callable
             events.append((step, begun, clock()))
 
     return direct
-
-
-def main(words: list[str]) -> int:
-    """Serve as `keyhaul serve` does, then write what was seen."""
-    from keyhaul.cli import guarded, serve
-
-    events: list[Event] = []
-    watch(events)
-    try:
-        return guarded(lambda: serve.main(words[1:]))
-    finally:
-        folder = Path(words[words.index("--config") + 1]).parent
-        write(folder / FILE, json.dumps(events))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,355 @@
+"""Descriptors: the five rules of the directory, each broken once, and what gossip does with the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import msgspec
+import pytest
+
+from keyhaul import gossip
+from keyhaul.control import (
+    CLOCK_SKEW,
+    MAX_RECORDS,
+    Descriptor,
+    Directory,
+    Known,
+    Record,
+    decode_records,
+    encode_records,
+    publish,
+)
+from keyhaul.errors import Malformed, PeerUnreachable, Tampered, Unauthorized, Unavailable
+from keyhaul.messages import labels
+from keyhaul.pairing import Pairing
+from keyhaul.stores.memory import MemoryLedger
+from keyhaul.testbed.clock import LoopClock, run
+from tests.neighbours import Anchors, Identity
+
+NOW = 1_800_000_000.0
+DOMAINS = {"vigo": "lab", "bilbao": "north", "derio": "north"}
+ANCHORS = Anchors(frozenset({"lab", "north", None}))
+
+
+def described(node: str = "vigo", domain: str = "lab", **changes: Any) -> Descriptor:
+    fields: dict[str, Any] = {
+        "node": node,
+        "domain": domain,
+        "sequence": 10,
+        "issued": NOW,
+        "expires": NOW + 3600,
+        "kem_id": bytes(16),
+        "kem_public": bytes(1184),
+    }
+    return Descriptor(**{**fields, **changes})
+
+
+def record(signer: Identity | None = None, **changes: Any) -> Record:
+    return publish(described(**changes), signer or Identity("vigo"))
+
+
+def directory() -> Directory:
+    return Directory(ANCHORS, DOMAINS)
+
+
+def refused(bad: Record, error: type[Exception], held: Directory | None = None) -> None:
+    """`bad` raises and changes nothing."""
+    held = held or directory()
+    before = [known.record for known in held.known()]
+    with pytest.raises(error):
+        held.receive(bad, NOW)
+    assert [known.record for known in held.known()] == before
+
+
+def test_a_good_descriptor_is_new_once() -> None:
+    held = directory()
+    known = held.receive(record(), NOW)
+    assert isinstance(known, Known)
+    assert known.descriptor == described()
+    assert held.receive(record(), NOW) is None, "what is not new is not passed on"
+    assert "vigo" in held
+    assert held.get("vigo", NOW) is known
+    assert held.nodes() == ["vigo"]
+
+
+# rule 1: an anchor of the federation, the CA of the node's own domain, the node's own name
+
+
+def test_a_certificate_of_no_anchor_is_refused() -> None:
+    refused(record(Identity("vigo", "elsewhere")), Unauthorized)
+
+
+def test_the_ca_of_another_domain_cannot_speak_for_a_node() -> None:
+    refused(record(Identity("vigo", "north")), Tampered)
+    refused(record(Identity("vigo", "north"), domain="north"), Tampered)
+
+
+def test_a_descriptor_that_claims_another_domain_is_refused() -> None:
+    refused(record(domain="north"), Tampered)
+
+
+def test_a_node_cannot_speak_for_another_of_its_domain() -> None:
+    refused(record(Identity("derio", "north"), node="bilbao", domain="north"), Tampered)
+
+
+@pytest.mark.parametrize("domain", ["lab", ""])
+def test_a_node_the_configuration_does_not_know_is_refused(domain: str) -> None:
+    """Also when its CA names no organisation: nothing must not match nothing."""
+    refused(record(Identity("mallory", domain or None), node="mallory", domain=domain), Tampered)
+
+
+# rule 2: the signature covers every byte
+
+
+@pytest.mark.parametrize("at", range(0, 1240, 13))
+def test_every_byte_of_the_body_is_signed(at: int) -> None:
+    good = record()
+    body = bytearray(good.body)
+    body[at % len(body)] ^= 0x01
+    changed = Record(bytes(body), good.certificate, good.signature)
+    with pytest.raises((Tampered, Malformed, Unauthorized)):
+        directory().receive(changed, NOW)
+
+
+def test_an_unsigned_descriptor_is_refused() -> None:
+    good = record()
+    refused(Record(good.body, good.certificate, b""), Tampered)
+    refused(Record(good.body, good.certificate, bytes(32)), Tampered)
+
+
+def test_a_signature_for_another_purpose_does_not_count() -> None:
+    good = record()
+    for label in (b"", labels.PAIR_STATEMENT, labels.KEM_BATCH):
+        refused(Record(good.body, good.certificate, Identity("vigo").sign(label + good.body)), Tampered)
+
+
+# rule 3: neither expired nor from the future
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expires": NOW},
+        {"expires": NOW - 1},
+        {"issued": NOW + CLOCK_SKEW + 1},
+        {"expires": math.nan},
+        {"issued": math.nan},
+        {"expires": math.inf},
+    ],
+    ids=repr,
+)
+def test_a_descriptor_of_another_time_is_refused(changes: dict[str, Any]) -> None:
+    refused(record(**changes), Unauthorized)
+
+
+def test_a_clock_may_run_ahead_a_little() -> None:
+    assert directory().receive(record(issued=NOW + CLOCK_SKEW), NOW) is not None
+
+
+def test_a_descriptor_that_expired_since_is_not_used_or_passed_on() -> None:
+    held = directory()
+    held.receive(record(), NOW)
+    with pytest.raises(Unavailable):
+        held.get("vigo", NOW + 3600)
+    assert held.known(NOW + 3600) == []
+    assert len(held.known(NOW)) == 1
+    with pytest.raises(Unavailable):
+        held.get("bilbao", NOW)
+
+
+# rule 4: a sequence number never goes back
+
+
+@pytest.mark.parametrize("sequence", [9, 10, -1])
+def test_an_older_descriptor_changes_nothing(sequence: int) -> None:
+    held = directory()
+    held.receive(record(), NOW)
+    assert held.receive(record(sequence=sequence, kem_id=b"x" * 16), NOW) is None
+    assert held.get("vigo", NOW).descriptor.kem_id == bytes(16)
+
+
+def test_a_newer_descriptor_takes_the_place_of_the_old_one() -> None:
+    held = directory()
+    held.receive(record(), NOW)
+    assert held.receive(record(sequence=11, kem_id=b"x" * 16), NOW) is not None
+    assert held.get("vigo", NOW).descriptor.kem_id == b"x" * 16
+
+
+def test_a_forged_newer_descriptor_does_not_displace_the_good_one() -> None:
+    held = directory()
+    held.receive(record(), NOW)
+    refused(record(Identity("vigo", "north"), sequence=99), Tampered, held)
+    assert held.receive(record(sequence=11), NOW) is not None
+
+
+# bytes
+
+
+@pytest.mark.parametrize("body", [b"", b"\x90", b"\xff", msgspec.msgpack.encode(["vigo", "lab"])])
+def test_a_body_that_is_no_descriptor_is_malformed(body: bytes) -> None:
+    signer = Identity("vigo")
+    refused(Record(body, signer.der, signer.sign(labels.DESCRIPTOR + body)), Malformed)
+
+
+@pytest.mark.parametrize("length", [0, 1183, 1185])
+def test_a_key_of_the_wrong_length_is_malformed(length: int) -> None:
+    refused(record(kem_public=bytes(length)), Malformed)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x93", b'{"a":1}', msgspec.msgpack.encode([[b"", b""]]), b"\xc1"])
+def test_records_that_cannot_be_read_are_malformed(body: bytes) -> None:
+    with pytest.raises(Malformed):
+        decode_records(body)
+
+
+def test_a_flood_of_records_is_malformed() -> None:
+    small = Record(b"", b"", b"")
+    assert len(decode_records(encode_records([small] * MAX_RECORDS))) == MAX_RECORDS
+    with pytest.raises(Malformed):
+        decode_records(encode_records([small] * (MAX_RECORDS + 1)))
+
+
+# rule 5: what is new is passed on, to everyone but where it came from
+
+
+class Post:
+    """A node of a network of gossips, with neighbours that may be deaf."""
+
+    def __init__(self, name: str, domain: str, neighbours: list[str], net: dict[str, Post]) -> None:
+        self.net = net
+        self.deaf = False
+        self.heard: list[tuple[str, str, int]] = []
+        self.ledger = MemoryLedger()
+        clock = LoopClock()
+        self.directory = Directory(ANCHORS, DOMAINS)
+        self.pairing = Pairing(Identity(name, domain), domain, self.directory, self.ledger, clock)
+
+        async def call(peer: str, body: bytes) -> bytes:
+            if net[peer].deaf:
+                raise PeerUnreachable(f"{peer} does not answer")
+            for each in decode_records(body):
+                said = msgspec.msgpack.decode(each.body, type=Descriptor)
+                net[peer].heard.append((name, said.node, said.sequence))
+            await net[peer].gossip.receive(name, body)
+            return b""
+
+        self.gossip = gossip.Gossip(neighbours, call, self.directory, self.pairing, self.ledger, clock)
+        net[name] = self
+
+
+async def line() -> dict[str, Post]:
+    """vigo - bilbao - derio."""
+    net: dict[str, Post] = {}
+    Post("vigo", "lab", ["bilbao"], net)
+    Post("bilbao", "north", ["vigo", "derio"], net)
+    Post("derio", "north", ["bilbao"], net)
+    for post in net.values():
+        await post.pairing.start()
+        await post.gossip.start()
+    return net
+
+
+def test_descriptors_reach_everyone_and_nobody_hears_its_own() -> None:
+    async def story() -> None:
+        net = await line()
+        tasks = [asyncio.ensure_future(post.gossip.run()) for post in net.values()]
+        await asyncio.sleep(5)
+        for name, post in net.items():
+            assert post.directory.nodes() == ["bilbao", "derio", "vigo"]
+            assert all(about != name for _, about, _ in post.heard), "a node was told its own descriptor"
+            assert len(set(post.heard)) <= len(post.heard) < 12, "descriptors go round in circles"
+        for task in tasks:
+            task.cancel()
+
+    run(story())
+
+
+def test_a_deaf_neighbour_hears_the_newest_when_it_is_back() -> None:
+    async def story() -> None:
+        net = await line()
+        net["derio"].deaf = True
+        tasks = [asyncio.ensure_future(net[name].gossip.run()) for name in ("vigo", "bilbao")]
+        await asyncio.sleep(2000)
+        net["derio"].deaf = False
+        await asyncio.sleep(20)
+        newest = net["vigo"].directory.get("vigo", LoopClock().now()).descriptor.sequence
+        assert net["derio"].directory.get("vigo", LoopClock().now()).descriptor.sequence == newest
+        assert len([about for _, about, _ in net["derio"].heard if about == "vigo"]) == 1
+        for task in tasks:
+            task.cancel()
+
+    run(story())
+
+
+def test_a_bad_record_does_not_keep_the_good_ones_out() -> None:
+    async def story() -> None:
+        net = await line()
+        now = LoopClock().now()
+        bad = publish(described(expires=now - 1, issued=now - 9), Identity("vigo"))
+        good = net["derio"].pairing.announce()
+        with pytest.raises(Unauthorized):
+            await net["bilbao"].gossip.receive("vigo", encode_records([bad, good]))
+        assert net["bilbao"].directory.nodes() == ["derio"]
+        assert list(await net["bilbao"].ledger.items(gossip.SPACE)) == ["derio"]
+
+    run(story())
+
+
+def test_an_expired_descriptor_is_not_repeated_for_ever() -> None:
+    async def story() -> None:
+        net = await line()
+        net["derio"].deaf = True
+        now = LoopClock().now()
+        soon_over = publish(described(issued=now, expires=now + 60), Identity("vigo"))
+        await net["bilbao"].gossip.receive("vigo", encode_records([soon_over]))
+        task = asyncio.ensure_future(net["bilbao"].gossip.run())
+        await asyncio.sleep(120)
+        net["derio"].deaf = False
+        await asyncio.sleep(120)
+        assert {about for _, about, _ in net["derio"].heard} == {"bilbao"}
+        assert len(net["derio"].heard) == 1
+        task.cancel()
+
+    run(story())
+
+
+def test_a_neighbour_that_comes_back_is_told_everything() -> None:
+    async def story() -> None:
+        net = await line()
+        tasks = [asyncio.ensure_future(post.gossip.run()) for post in net.values()]
+        await asyncio.sleep(5)
+        tasks[2].cancel()
+        fresh = Post("derio", "north", ["bilbao"], net)  # it lost its memory
+        await fresh.pairing.start()
+        tasks.append(asyncio.ensure_future(fresh.gossip.run()))
+        await asyncio.sleep(20)
+        assert fresh.directory.nodes() == ["bilbao", "derio", "vigo"]
+        for task in tasks:
+            task.cancel()
+
+    run(story())
+
+
+def test_a_restart_reads_what_was_known_and_checks_it_again() -> None:
+    async def story() -> None:
+        net = await line()
+        now = LoopClock().now()
+        bilbao = net["bilbao"]
+        good, forged = net["vigo"].pairing.announce(), net["derio"].pairing.announce()
+        await bilbao.gossip.receive("vigo", encode_records([good]))
+        async with bilbao.ledger.edit() as change:
+            bad = Record(forged.body, forged.certificate, bytes(32))
+            change.put(gossip.SPACE, "derio", msgspec.msgpack.encode(bad))
+            change.put(gossip.SPACE, "nonsense", b"\xc1")
+        again = Directory(ANCHORS, DOMAINS)
+
+        async def nobody(peer: str, body: bytes) -> bytes:
+            raise PeerUnreachable(peer)
+
+        await gossip.Gossip([], nobody, again, bilbao.pairing, bilbao.ledger, LoopClock()).start()
+        assert again.nodes() == ["vigo"]
+        assert again.get("vigo", now).record == good
+
+    run(story())

@@ -1,0 +1,362 @@
+"""Pair secrets: agreed in one message, renewed, and of no use to anyone else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import msgspec
+import pytest
+
+from keyhaul.control import Descriptor, Directory, publish
+from keyhaul.errors import KeyhaulError, Malformed, Tampered, Unavailable
+from keyhaul.messages import labels
+from keyhaul.messages.payload import Pair
+from keyhaul.pairing import ID_BYTES, KEM_LIFE, KEM_OVERLAP, PAIR_LIFE, Pairing
+from keyhaul.stores.memory import MemoryLedger
+from keyhaul.testbed.clock import LoopClock, run
+from tests.neighbours import Anchors, Identity
+
+NODES = ("vigo", "bilbao", "derio")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 1_800_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+
+class Net:
+    """Three nodes that know each other's newest descriptor."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.ledgers = {name: MemoryLedger() for name in NODES}
+        self.directories: dict[str, Directory] = {}
+        self.nodes: dict[str, Pairing] = {}
+
+    async def start(self, *names: str) -> None:
+        for name in names or NODES:
+            self.directories[name] = Directory(Anchors(), dict.fromkeys(NODES, "lab"))
+            self.nodes[name] = Pairing(
+                Identity(name), "lab", self.directories[name], self.ledgers[name], self.clock
+            )
+            await self.nodes[name].start()
+        self.announce()
+
+    def announce(self) -> None:
+        for pairing in self.nodes.values():
+            for directory in self.directories.values():
+                directory.receive(pairing.announce(), self.clock.now())
+
+    async def out(self, origin: str, destination: str) -> Pair:
+        return await self.nodes[origin].outgoing(destination, self.clock.now())
+
+    async def taken(self, at: str, pair: Pair, origin: str) -> bytes:
+        return (await self.nodes[at].incoming(pair.id + pair.statement, origin)).secret.reveal()
+
+
+async def net() -> Net:
+    made = Net()
+    await made.start()
+    return made
+
+
+def test_both_ends_have_the_same_secret_and_nobody_else_can_have_it() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        assert len(pair.id) == ID_BYTES
+        assert await here.taken("bilbao", pair, "vigo") == pair.secret.reveal()
+        assert pair.secret.reveal() not in pair.statement
+        back = await here.out("bilbao", "vigo")
+        assert not back.secret.same_as(pair.secret)
+
+    run(story())
+
+
+def test_one_pair_serves_until_it_is_old() -> None:
+    async def story() -> None:
+        here = await net()
+        first = await here.out("vigo", "bilbao")
+        here.clock.time += PAIR_LIFE
+        assert (await here.out("vigo", "bilbao")).id == first.id
+        here.clock.time += 1
+        here.announce()
+        second = await here.out("vigo", "bilbao")
+        assert second.id != first.id
+        assert not second.secret.same_as(first.secret)
+        assert await here.taken("bilbao", second, "vigo") == second.secret.reveal()
+
+    run(story())
+
+
+def test_the_statement_travels_until_it_was_confirmed_and_again_after_forget() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        assert pair.statement
+        assert (await here.out("vigo", "bilbao")).statement == pair.statement
+        await here.taken("bilbao", pair, "vigo")
+        here.nodes["vigo"].confirmed("bilbao", here.clock.now())
+        short = await here.out("vigo", "bilbao")
+        assert (short.id, short.statement) == (pair.id, b"")
+        assert await here.taken("bilbao", short, "vigo") == pair.secret.reveal()
+        here.nodes["vigo"].forget("bilbao")
+        afresh = await here.out("vigo", "bilbao")
+        assert afresh.statement
+        assert afresh.id != pair.id
+
+    run(story())
+
+
+def test_keys_sent_under_the_last_secret_do_not_confirm_the_new_one() -> None:
+    async def story() -> None:
+        here = await net()
+        await here.out("vigo", "bilbao")
+        sent_before = here.clock.now()
+        here.clock.time += PAIR_LIFE + 1
+        assert (await here.out("vigo", "bilbao")).statement
+        here.nodes["vigo"].confirmed("bilbao", sent_before)
+        assert (await here.out("vigo", "bilbao")).statement, "the far end never saw this statement"
+
+    run(story())
+
+
+def test_confirming_or_forgetting_an_unknown_destination_is_fine() -> None:
+    async def story() -> None:
+        here = await net()
+        here.nodes["vigo"].confirmed("nowhere", 0.0)
+        here.nodes["vigo"].forget("nowhere")
+        here.nodes["vigo"].heard("nowhere")
+
+    run(story())
+
+
+def test_the_destination_remembers_across_a_restart() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        await here.taken("bilbao", pair, "vigo")
+        await here.start("bilbao")
+        assert await here.taken("bilbao", Pair(pair.id, pair.secret), "vigo") == pair.secret.reveal()
+        late = await here.out("derio", "bilbao")
+        await here.start("bilbao")
+        assert await here.taken("bilbao", late, "derio") == late.secret.reveal(), "its key was sealed away"
+
+    run(story())
+
+
+# ---------------------------------------------------------------------- replays and forgeries
+
+
+def test_a_statement_replayed_to_another_destination_is_refused() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        with pytest.raises(Tampered):
+            await here.taken("derio", pair, "vigo")
+
+    run(story())
+
+
+def test_a_statement_under_another_origins_name_is_refused() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        with pytest.raises(Tampered):
+            await here.taken("bilbao", pair, "derio")
+        await here.taken("bilbao", pair, "vigo")
+        for head in (pair, Pair(pair.id, pair.secret)):
+            with pytest.raises(Tampered):
+                await here.taken("bilbao", head, "derio")
+
+    run(story())
+
+
+def test_an_id_without_its_statement_is_refused() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        other = await here.out("vigo", "derio")
+        nodes = here.nodes["bilbao"]
+        for head in (b"", pair.id, pair.id[:8], bytes(ID_BYTES) + pair.statement, pair.id + other.statement):
+            with pytest.raises(Tampered):
+                await nodes.incoming(head, "vigo")
+        assert await here.ledgers["bilbao"].items("pair/in") == {}
+
+    run(story())
+
+
+async def forge(here: Net, signer: str = "vigo", **changes: object) -> bytes:
+    """A head whose statement is signed by `signer` and says what `changes` say."""
+    pair = await here.out("vigo", "bilbao")
+    body, _ = msgspec.msgpack.decode(pair.statement)
+    said = dict(
+        zip(
+            ("origin", "destination", "kem_id", "ciphertext", "issued", "expires"),
+            msgspec.msgpack.decode(body),
+            strict=True,
+        )
+    )
+    text = msgspec.msgpack.encode(list({**said, **changes}.values()))
+    signed = msgspec.msgpack.encode([text, Identity(signer).sign(labels.PAIR_STATEMENT + text)])
+    return hashlib.sha256(signed).digest()[:ID_BYTES] + signed
+
+
+@pytest.mark.parametrize(
+    ("signer", "changes"),
+    [
+        ("derio", {}),
+        ("vigo", {"origin": "derio"}),
+        ("vigo", {"destination": "derio"}),
+        ("vigo", {"kem_id": bytes(16)}),
+        ("vigo", {"ciphertext": bytes(1087)}),
+        ("vigo", {"expires": 1_799_999_999.0}),
+        ("vigo", {"expires": float("nan")}),
+        ("vigo", {"expires": float("inf")}),
+        ("vigo", {"expires": 1_900_000_000.0}),
+        ("vigo", {"surprise": 1}),
+        ("vigo", {"origin": 5}),
+    ],
+    ids=repr,
+)
+def test_a_statement_that_is_not_in_order_is_refused(signer: str, changes: dict[str, object]) -> None:
+    async def story() -> None:
+        here = await net()
+        with pytest.raises((Tampered, Malformed)):
+            await here.nodes["bilbao"].incoming(await forge(here, signer, **changes), "vigo")
+        assert await here.ledgers["bilbao"].items("pair/in") == {}
+        assert await here.nodes["bilbao"].incoming(await forge(here), "vigo"), "the forgery itself is sound"
+
+    run(story())
+
+
+def test_every_bit_of_a_statement_counts() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        signed = pair.statement
+        for at in range(0, len(signed), 11):
+            changed = signed[:at] + bytes([signed[at] ^ 4]) + signed[at + 1 :]
+            head = hashlib.sha256(changed).digest()[:ID_BYTES] + changed
+            with pytest.raises((Tampered, Malformed)):
+                await here.nodes["bilbao"].incoming(head, "vigo")
+
+    run(story())
+
+
+def test_an_origin_nobody_knows_is_told_to_come_back() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        here.directories["bilbao"]._known.clear()
+        with pytest.raises(Unavailable):
+            await here.taken("bilbao", pair, "vigo")
+
+    run(story())
+
+
+# ---------------------------------------------------------------------- expiry and rotation
+
+
+def test_a_pair_ends_with_its_statement_and_is_pruned() -> None:
+    async def story() -> None:
+        here = await net()
+        pair = await here.out("vigo", "bilbao")
+        await here.taken("bilbao", pair, "vigo")
+        here.clock.time += PAIR_LIFE + KEM_OVERLAP
+        await here.nodes["bilbao"].prune()
+        assert await here.taken("bilbao", pair, "vigo") == pair.secret.reveal()
+        here.clock.time += 1
+        with pytest.raises(Tampered):
+            await here.taken("bilbao", pair, "vigo")
+        await here.nodes["bilbao"].prune()
+        assert await here.ledgers["bilbao"].items("pair/in") == {}
+        here.announce()
+        with pytest.raises(KeyhaulError):
+            await here.taken("bilbao", pair, "vigo")
+
+    run(story())
+
+
+def test_keys_rotate_half_way_and_old_ones_open_for_a_while() -> None:
+    async def story() -> None:
+        here = await net()
+        bilbao = here.nodes["bilbao"]
+        first = msgspec.msgpack.decode(bilbao.announce().body)[5]
+        pair = await here.out("vigo", "bilbao")
+        here.clock.time += KEM_LIFE / 2
+        await bilbao.rotate()
+        assert msgspec.msgpack.decode(bilbao.announce().body)[5] == first, "half way is not yet over"
+        here.clock.time += 1
+        await bilbao.rotate()
+        here.announce()
+        assert msgspec.msgpack.decode(bilbao.announce().body)[5] != first
+        fresh = await here.out("vigo", "bilbao")
+        assert await here.taken("bilbao", fresh, "vigo") == fresh.secret.reveal()
+        with pytest.raises(Tampered):
+            await here.taken("bilbao", pair, "vigo")  # its own time is over
+        assert len(await here.ledgers["bilbao"].items("kem/destination")) == 2
+        here.clock.time += KEM_LIFE / 2 + KEM_OVERLAP
+        await bilbao.rotate()
+        kept = await here.ledgers["bilbao"].items("kem/destination")
+        assert first.hex() not in kept, "an old private key is erased"
+        assert len(kept) == 2
+
+    run(story())
+
+
+def test_an_announcement_is_always_newer_than_the_last() -> None:
+    async def story() -> None:
+        here = await net()
+        one = here.nodes["vigo"].announce()
+        here.clock.time += 0.002
+        two = here.nodes["vigo"].announce()
+        assert msgspec.msgpack.decode(one.body)[2] < msgspec.msgpack.decode(two.body)[2]
+
+    run(story())
+
+
+def test_a_request_waits_for_the_destinations_descriptor() -> None:
+    async def story() -> None:
+        clock = LoopClock()
+        directory = Directory(Anchors(), dict.fromkeys(NODES, "lab"))
+        far = Pairing(Identity("bilbao"), "lab", Directory(Anchors(), {}), MemoryLedger(), clock)
+        await far.start()
+        near = Pairing(Identity("vigo"), "lab", directory, MemoryLedger(), clock)
+        await near.start()
+        with pytest.raises(Unavailable):
+            await near.outgoing("bilbao", clock.now() + 3)
+        waiting = [asyncio.ensure_future(near.outgoing("bilbao", clock.now() + 30)) for _ in range(3)]
+        await asyncio.sleep(5)
+        assert not any(task.done() for task in waiting)
+        directory.receive(far.announce(), clock.now())
+        near.heard("bilbao")
+        pairs = await asyncio.gather(*waiting)
+        assert len({pair.id for pair in pairs}) == 1, "one secret for all who waited"
+
+    run(story())
+
+
+def test_a_descriptor_that_ran_out_gives_no_secret() -> None:
+    async def story() -> None:
+        here = await net()
+        here.clock.time += KEM_LIFE + 1
+        with pytest.raises(Unavailable):
+            await here.out("vigo", "bilbao")
+        directory = here.directories["vigo"]
+        now = here.clock.now()
+        stranger = publish(
+            msgspec.structs.replace(
+                msgspec.msgpack.decode(here.nodes["bilbao"].announce().body, type=Descriptor),
+                expires=now + 9,
+            ),
+            Identity("bilbao"),
+        )
+        assert directory.receive(stranger, now) is not None
+        assert (await here.out("vigo", "bilbao")).statement
+
+    run(story())

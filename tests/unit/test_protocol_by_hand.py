@@ -1,0 +1,130 @@
+"""docs/protocol.md taken at its word: what the code seals and masks opens with the page's formulae alone."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from uuid import UUID
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from keyhaul.keys import Secret
+from keyhaul.messages import envelope
+from keyhaul.messages.envelope import Header, Material, Mode, Suite
+from keyhaul.messages.payload import Context, Pair
+from keyhaul.schemes.masked import Masked
+from keyhaul.schemes.trusted import Trusted
+
+MESSAGE_BITS, PAD_BITS, KEM_SECRET = bytes(range(32)), bytes(range(64, 160)), bytes(range(200, 232))
+KEYS = [bytes([n]) * 32 for n in (1, 2)]
+
+
+def hkdf(ikm: bytes, salt: bytes, info: bytes, length: int) -> bytes:
+    return HKDF(hashes.SHA384(), length, salt, info).derive(ikm)
+
+
+def ikm(device: bytes) -> bytes:
+    return struct.pack(">I", len(device)) + device + struct.pack(">I", len(KEM_SECRET)) + KEM_SECRET
+
+
+def xor(left: bytes, right: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(left, right, strict=True))
+
+
+def header(mode: Mode) -> Header:
+    message, pads = (("m1",), ("p1", "p2", "p3")) if mode is not Mode.KEM else ((), ())
+    return Header(
+        version=1,
+        suite=Suite.HKDF_SHA384,
+        mode=mode,
+        sender="uvigo-4",
+        receiver="cesga-5",
+        epoch=bytes(8),
+        sequence=7,
+        message_id=bytes(16),
+        kem_id=bytes(16),
+        kem_ciphertext=bytes(1088),
+        owner="uvigo-4" if message else "",
+        message_keys=message,
+        pad_keys=pads if mode is Mode.OTP else (),
+    )
+
+
+def material(mode: Mode) -> Material:
+    device = b"" if mode is Mode.KEM else MESSAGE_BITS
+    return Material(device, PAD_BITS if mode is Mode.OTP else b"", KEM_SECRET)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_an_envelope_opens_with_the_formulae_of_the_page(mode: Mode) -> None:
+    body = envelope.seal(header(mode), material(mode), bytes(12), "ext_keys", b"{}")
+    head, nonce, ciphertext = msgspec.msgpack.decode(body)
+    assert msgspec.msgpack.decode(head)[:5] == [1, 1, mode.value, "uvigo-4", "cesga-5"]
+    device = b"" if mode is Mode.KEM else MESSAGE_BITS
+    salt = hashlib.sha384(head).digest()
+    key = hkdf(ikm(device), salt, b"keyhaul/v1/envelope/message-key", 32)
+    plain = AESGCM(key).decrypt(nonce, ciphertext, head)
+    assert msgspec.msgpack.decode(plain) == ["ext_keys", b"{}"]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_pad_is_what_the_page_says(mode: Mode) -> None:
+    head = envelope.header_bytes(header(mode))
+    device = MESSAGE_BITS if mode is Mode.EXPANDED else b""
+    key = hkdf(ikm(device), hashlib.sha384(head).digest(), b"keyhaul/v1/envelope/pad-key", 48)
+    stream = hashlib.shake_256(key).digest(80)
+    expected = xor(stream, PAD_BITS[:80]) if mode is Mode.OTP else stream
+    assert envelope.pad(header(mode), head, material(mode), 80) == expected
+
+
+def some_context(scheme: str) -> Context:
+    return Context(
+        scheme=scheme,
+        origin="uvigo-4",
+        destination="tecnalia-8",
+        initiator="a b",
+        targets=("c", "d"),
+        key_ids=(UUID(int=1), UUID(int=2)),
+        size=256,
+        expires=1_790_000_000,
+        route=("uvigo-4", "cesga-5", "tecnalia-8"),
+        trust=(("relays", "computational"),),
+    )
+
+
+def transcript(scheme: str) -> bytes:
+    ids = [UUID(int=1).bytes, UUID(int=2).bytes]
+    route = ["uvigo-4", "cesga-5", "tecnalia-8"]
+    sides = [scheme, "uvigo-4", "tecnalia-8", "a b", ["c", "d"]]
+    trust = [["relays", "computational"]]
+    return msgspec.msgpack.encode([*sides, ids, 256, 1_790_000_000, route, trust])
+
+
+def tag(pair: Pair, said: bytes, body: bytes) -> bytes:
+    parts = b"".join(struct.pack(">Q", len(part)) + part for part in (pair.id, said, body))
+    message = b"keyhaul/v1/scheme/origin-tag" + parts
+    return hmac.digest(pair.secret.reveal(), message, "sha256")[:16]
+
+
+def test_a_trusted_payload_is_what_the_page_says() -> None:
+    pair = Pair(b"i" * 16, Secret(b"s" * 32), b"statement")
+    payload = Trusted().originate([Secret(key) for key in KEYS], some_context("trusted"), pair)
+    assert payload.head == pair.id + b"statement"
+    bare = b"".join(KEYS)
+    assert payload.body == bare + tag(pair, transcript("trusted"), bare)
+
+
+def test_a_masked_payload_is_what_the_page_says() -> None:
+    pair = Pair(b"i" * 16, Secret(b"s" * 32))
+    payload = Masked().originate([Secret(key) for key in KEYS], some_context("masked"), pair)
+    said = transcript("masked")
+    info = b"keyhaul/v1/scheme/mask-stream" + hashlib.sha384(said).digest()
+    mask = hashlib.shake_256(hkdf(b"s" * 32, pair.id, info, 48)).digest(64)
+    masked = xor(b"".join(KEYS), mask)
+    assert payload.head == pair.id
+    assert payload.body == masked + tag(pair, said, masked)

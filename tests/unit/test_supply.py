@@ -1,0 +1,192 @@
+"""The supply: first come, first served, in time or not at all, and nothing is ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from keyhaul.errors import InsufficientKey
+from keyhaul.links.supply import Supply
+from keyhaul.testbed.clock import run
+
+
+def supply(low: int = 2, high: int = 4) -> Supply[int]:
+    return Supply("numbers", low, high)
+
+
+async def taking(of: Supply[int], number: int, patience: float = 10.0) -> asyncio.Task[list[int]]:
+    """A taker that has had its first turn."""
+    task = asyncio.ensure_future(of.take(number, patience))
+    await asyncio.sleep(0)
+    return task
+
+
+def test_items_come_in_the_order_they_went_in() -> None:
+    async def story() -> None:
+        here = supply()
+        here.add(range(5))
+        assert await here.take(2, 0) == [0, 1]
+        here.add([5])
+        assert await here.take(4, 0) == [2, 3, 4, 5]
+        assert len(here) == 0
+
+    run(story())
+
+
+def test_takers_are_served_in_the_order_they_came_and_nobody_overtakes() -> None:
+    async def story() -> None:
+        here = supply()
+        big, small = await taking(here, 3), await taking(here, 1)
+        here.add([0, 1])
+        late = await taking(here, 1)
+        await asyncio.sleep(1)
+        assert not big.done()
+        assert not small.done()
+        assert not late.done(), "there are items, but others came first"
+        here.add([2, 3])
+        assert await big == [0, 1, 2]
+        assert await small == [3]
+        here.add([4])
+        assert await late == [4]
+
+    run(story())
+
+
+def test_who_waits_in_vain_is_told_why() -> None:
+    async def story() -> None:
+        here = supply()
+        here.add([1])
+        here.trouble = "the device is dry"
+        with pytest.raises(InsufficientKey, match=r"2 needed, 1 there.*the device is dry"):
+            await here.take(2, 3.0)
+        for patience in (0.0, -5.0):
+            with pytest.raises(InsufficientKey):
+                await here.take(2, patience)
+        assert await here.take(1, 0) == [1]
+
+    run(story())
+
+
+def test_patience_ends_on_time() -> None:
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        here = supply()
+        with pytest.raises(InsufficientKey):
+            await here.take(1, 7.5)
+        assert loop.time() == pytest.approx(7.5)
+
+    run(story())
+
+
+def test_a_taker_that_gives_up_lets_those_behind_move_up() -> None:
+    async def story() -> None:
+        here = supply()
+        here.add([0, 1])
+        greedy, modest = await taking(here, 9, 5.0), await taking(here, 2, 60.0)
+        await asyncio.sleep(6)
+        assert isinstance(greedy.exception(), InsufficientKey)
+        assert modest.done()
+        assert modest.result() == [0, 1]
+
+    run(story())
+
+
+def test_a_cancelled_taker_lets_those_behind_move_up() -> None:
+    async def story() -> None:
+        here = supply()
+        here.add([0, 1])
+        greedy, modest = await taking(here, 9), await taking(here, 2)
+        greedy.cancel()
+        assert await modest == [0, 1]
+        assert greedy.cancelled() or isinstance(greedy.exception(), asyncio.CancelledError)
+
+    run(story())
+
+
+def test_items_handed_to_a_taker_that_was_just_cancelled_come_back_in_order() -> None:
+    async def story() -> None:
+        here = supply()
+        first, second = await taking(here, 2), await taking(here, 1)
+        here.add([0, 1])  # set for the first, which has not run since
+        first.cancel()
+        await asyncio.sleep(0)
+        assert first.done()
+        assert await second == [0]
+        assert await here.take(1, 0) == [1]
+
+    run(story())
+
+
+def test_a_cancelled_taker_takes_nothing_later() -> None:
+    async def story() -> None:
+        here = supply()
+        gone = await taking(here, 2)
+        gone.cancel()
+        await asyncio.sleep(0)
+        here.add([0, 1])
+        assert len(here) == 2
+        assert here.shortage == 2
+
+    run(story())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_every_item_is_taken_once_or_still_there(seed: int) -> None:
+    async def story() -> None:
+        rng = random.Random(seed)
+        here = supply()
+        made, taken = 0, []
+        tasks: list[asyncio.Task[list[int]]] = []
+        for _ in range(200):
+            match rng.randrange(4):
+                case 0:
+                    number = rng.randrange(1, 4)
+                    here.add(range(made, made + number))
+                    made += number
+                case 1:
+                    tasks.append(asyncio.ensure_future(here.take(rng.randrange(1, 4), rng.uniform(0, 0.3))))
+                case 2 if tasks:
+                    rng.choice(tasks).cancel()
+                case _:
+                    await asyncio.sleep(rng.choice((0, 0, 0.1)))
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, list):
+                taken += result
+            else:
+                assert isinstance(result, InsufficientKey | asyncio.CancelledError)
+        rest = await here.take(len(here), 0)
+        assert sorted(taken + rest) == list(range(made))
+
+    run(story())
+
+
+def test_the_supply_calls_for_more_when_low_or_waited_for() -> None:
+    async def story() -> None:
+        here = supply(low=2, high=4)
+        assert here.wanted.is_set()
+        assert here.shortage == 4
+        here.add([0, 1])
+        assert not here.wanted.is_set()
+        assert here.shortage == 2
+        await here.take(1, 0)
+        assert here.wanted.is_set()
+        here.add([2, 3, 4])
+        assert not here.wanted.is_set()
+        waiting = await taking(here, 6, 5.0)
+        assert here.wanted.is_set(), "somebody waits"
+        assert here.shortage == 6
+        with pytest.raises(InsufficientKey):
+            await waiting
+        assert not here.wanted.is_set(), "nobody waits any more"
+        assert here.shortage == 0
+
+    run(story())
+
+
+def test_new_items_end_the_trouble() -> None:
+    here = supply()
+    here.trouble = "the neighbour does not answer"
+    here.add([1])
+    assert here.trouble == ""
