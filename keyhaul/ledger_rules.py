@@ -323,9 +323,13 @@ async def between_asks_for_all_targets(ledger: Ledger) -> None:
         return sample_row(sample_ref(number), state, targets=targets, initiator=initiator)
 
     b, bc, c, nobody = row(1, "b"), row(2, "c", "b"), row(3, "c", state=State.MINTED), row(4)
-    await add(ledger, b, bc, c, nobody, row(5, "b", state=State.FAILED), row(6, "b", initiator="x"))
-    await _expect(ledger.between("sae-a", frozenset("b")), b, nobody)
-    await _expect(ledger.between("sae-a", frozenset("bc")), b, bc, c, nobody)
+    gone = row(7, "b", state=State.RELAYED)
+    own = replace(row(8, "b", state=State.RELAYED), callback=None)
+    await add(
+        ledger, b, bc, c, nobody, row(5, "b", state=State.FAILED), row(6, "b", initiator="x"), gone, own
+    )
+    await _expect(ledger.between("sae-a", frozenset("b")), b, nobody, gone)
+    await _expect(ledger.between("sae-a", frozenset("bc")), b, bc, c, nobody, gone)
     await _expect(ledger.between("sae-a", frozenset("d")), nobody)
     await _expect(ledger.between("sae-b", frozenset("b")))
 

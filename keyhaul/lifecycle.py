@@ -61,6 +61,14 @@ def may(row: Row, state: State) -> bool:
     return state in NEXT[row.state]
 
 
+def recallable(row: Row) -> bool:
+    """Whether a void that names no key ids (020 §2.6: all keys of these SAEs) may concern the row.
+
+    Relayed keys of a foreign key manager, which are the ones with a callback, lie further on.
+    """
+    return row.state not in FINAL or (row.state is State.RELAYED and row.callback is not None)
+
+
 def reached(legs: Iterable[State]) -> bool:
     """Whether every onward leg was confirmed by its destination."""
     return all(state is State.RELAYED for state in legs)

@@ -29,7 +29,7 @@ from keyhaul.edge import admin, sae, tls
 from keyhaul.edge import peer as peering
 from keyhaul.edge.posting import HttpPeers
 from keyhaul.edge.server import Port, bind
-from keyhaul.entropy import SystemEntropy
+from keyhaul.entropy import MixedEntropy, configured
 from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
 from keyhaul.gossip import Gossip
 from keyhaul.hardening import harden
@@ -148,6 +148,7 @@ class Node:
         self._started = time.time()
         self._ports: list[Port] = []
         self._devices: list[Device] = []
+        self.entropy = MixedEntropy()
         self._stack = contextlib.AsyncExitStack()
 
     # ------------------------------------------------------------------ start
@@ -161,6 +162,9 @@ class Node:
         self.urls = {name: _url(self.config, name, sockets[name]) for name in ("sae", "node", "admin")}
         self.vault = await vault.open_vault(self.config.store)
         self._stack.push_async_callback(self.vault.ledger.close)
+        self._stack.push_async_callback(self.entropy.close)
+        wanted = self.config.entropy
+        self.entropy.start(configured.sources(wanted), wanted.on_failure, wanted.buffer)
         self._build()
         await self._load()
         for message in await self.vault.ledger.messages():
@@ -302,7 +306,7 @@ class Node:
         """Profile `paper-a` hands out the local device's keys; everything else makes its own."""
         if self._paper_a and self._devices:
             return DeviceMint(self._devices[0])
-        return OwnMint(SystemEntropy(), self._clock)
+        return OwnMint(self.entropy, self._clock)
 
     async def _load(self) -> None:
         await self.pairing.start()
@@ -321,10 +325,11 @@ class Node:
         callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in plain}
         drafts = frozenset(peer.name for peer in plain if peer.dialect == "draft-0.4")
         node_port = peering.NodePort(kernel, kinds, callbacks, drafts=drafts, federation=self.federation)
+        operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy)
         applications = {
             "sae": (sae.SaeApplication(self.origin, self.config.limits).application(), sae.render, None),
             "node": (node_port.application(), peering.render, peering.BOUNDS),
-            "admin": (admin.AdminApplication(self.status, self.trace).application(), admin.render, None),
+            "admin": (operators.application(), admin.render, None),
         }
         for name, listener in self.config.listeners:
             application, render, bounds = applications[name]
@@ -381,6 +386,7 @@ class Node:
                 "grade": self.vault.grade,
                 "warnings": list(self.vault.warnings),
             },
+            "entropy": self.entropy.status(),
             "nodes_known": self.directory.nodes(),
             "links": [
                 {"peer": link.peer, "kind": link.kind, "mode": link.mode.value, "level_bits": link.level()}
@@ -390,6 +396,12 @@ class Node:
             "outbox": self.outbox.waiting(),
             "unfinished": len(await self.vault.ledger.unfinished()),
         }
+
+    async def replace_entropy(self, table: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        """Other sources until the next start, for the admin port; requests go on meanwhile."""
+        log.warning("entropy sources are to be replaced", operator=operator)
+        await configured.replace(self.entropy, self.config.file, table)
+        return self.entropy.status()
 
     async def trace(self, key_id: UUID) -> list[Mapping[str, Any]]:
         """Every row of one key here: states, hops, times."""

@@ -66,7 +66,7 @@ class Ledger(Protocol):
         """Rows in `deliverable`, without their secrets."""
 
     async def between(self, initiator: str, targets: frozenset[str]) -> list[Row]:
-        """Rows that are not final, of one initiator, whose targets are all in `targets`; no secrets."""
+        """Recallable rows (see lifecycle) of one initiator with targets all in `targets`; no secrets."""
 
     async def due(self, now: float, limit: int = 256) -> list[Ref]:
         """Rows not final whose `expires` has passed, or unfinished ones whose `deadline` has passed."""

@@ -141,6 +141,7 @@ def _show(answer: dict[str, Any]) -> None:
     say(f"  root secret: {store.get('kind')}, grade {store.get('grade')}")
     for warning in store.get("warnings", []):
         say(f"  warning: {warning}")
+    _show_entropy(answer.get("entropy", {}))
     rows = [
         (
             link["peer"],
@@ -156,6 +157,16 @@ def _show(answer: dict[str, Any]) -> None:
     for pool in answer.get("pools", []):
         pair = f"{pool['master']} and {', '.join(pool['targets'])}"
         say(f"  ready: {pool['ready']} keys of {pool['size']} bits for {pair}")
+
+
+def _show_entropy(entropy: dict[str, Any]) -> None:
+    """One line, and one more for each source that is not good."""
+    sources = entropy.get("sources", [])
+    named = ", ".join(f"{source['name']} {source['state']}" for source in sources)
+    say(f"  entropy: {entropy.get('state')}, {entropy.get('on_failure')}; sources: {named or 'none'}")
+    for source in sources:
+        if source["state"] in ("unreachable", "failed"):
+            say(f"  warning: entropy source {source['name']}: {source['last_cause']}")
 
 
 def _show_trace(key_id: UUID, rows: Sequence[dict[str, Any]]) -> None:

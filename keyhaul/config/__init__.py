@@ -1,8 +1,11 @@
 """The configuration of one node: a TOML file becomes frozen values once, or every mistake at once."""
 
+from keyhaul.config.entropy import parse_entropy
 from keyhaul.config.model import (
     Delivery,
     DeviceEnd,
+    EntropyConfig,
+    EntropySource,
     ForeignSae,
     Listener,
     Listeners,
@@ -20,6 +23,8 @@ from keyhaul.config.reader import Mistake, Mistakes
 __all__ = [
     "Delivery",
     "DeviceEnd",
+    "EntropyConfig",
+    "EntropySource",
     "ForeignSae",
     "Listener",
     "Listeners",
@@ -34,4 +39,5 @@ __all__ = [
     "StoreConfig",
     "check",
     "load",
+    "parse_entropy",
 ]

@@ -12,6 +12,7 @@ from keyhaul.policy import Limits
 Tls = Literal["pq", "compatible", "classic"]
 Kind = Literal["qkd", "pqc", "plain"]
 Mode = Literal["otp", "expanded"]
+OnFailure = Literal["fail-closed", "degrade-with-alarm"]
 
 DOCUMENTATION_PEN = 32473
 """The private enterprise number reserved for examples (RFC 5612); no release may speak under it."""
@@ -167,6 +168,52 @@ class Prefetch:
     high: int = 64
 
 
+MIN_ENTROPY = 7.0
+"""Bits per byte that a source is taken to have where nobody says: low enough for every real QRNG."""
+
+PER_REQUEST = 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EntropySource:
+    """One generator. `min_entropy` in bits per raw byte. Which fields count depends on `kind`:
+
+    * `os`: none; the operating system's generator is mixed in always, named or not.
+    * `file`: `path` of a device, a FIFO or, for trials, a plain file.
+    * `http`: `url`, `json_path`, `encoding`, `per_request` bytes; `ca` (None: the system's), `cert` and
+      `key` for mutual TLS; the content of `api_key_file` goes into `api_key_header`.
+    * `tpm`: `tcti` (None: the kernel's own TPM).
+    * `pkcs11`: `module`, `token`, and `pin_file` for tokens that want a login first.
+    """
+
+    kind: Literal["os", "file", "http", "tpm", "pkcs11"] = "os"
+    name: str = "os"
+    min_entropy: float = MIN_ENTROPY
+    path: Path | None = None
+    url: str = ""
+    json_path: str = "data"
+    encoding: Literal["hex", "base64", "uint8", "raw"] = "hex"
+    per_request: int = PER_REQUEST
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    api_key_header: str = "x-api-key"
+    api_key_file: Path | None = None
+    tcti: str | None = None
+    module: Path | None = None
+    token: str = ""
+    pin_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyConfig:
+    """Where end keys come from. `buffer`: bytes held ready per source."""
+
+    sources: tuple[EntropySource, ...] = (EntropySource(),)
+    on_failure: OnFailure = "fail-closed"
+    buffer: int = 65_536
+
+
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything one node needs to know before it starts."""
@@ -184,3 +231,4 @@ class NodeConfig:
     prefetch: Prefetch
     extension_pen: int
     ready_file: Path | None = None
+    entropy: EntropyConfig = EntropyConfig()

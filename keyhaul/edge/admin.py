@@ -1,4 +1,7 @@
-"""The operator's port: what this node is doing, in JSON, for a certificate of the admin CA. Never bits."""
+"""The operator's port: what this node is doing, in JSON, for a certificate of the admin CA. Never bits.
+
+One call changes something: another `[entropy]` table takes effect without a restart.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,31 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from keyhaul.errors import KeyhaulError, Malformed
+from keyhaul.edge.server import caller_of, read_body
+from keyhaul.errors import KeyhaulError, Malformed, Refused
 
 Status = Callable[[], Awaitable[Mapping[str, Any]]]
 Trace = Callable[[UUID], Awaitable[list[Mapping[str, Any]]]]
+Replace = Callable[[Mapping[str, Any], str], Awaitable[Mapping[str, Any]]]
+"""Takes a table and the operator's name; gives the status of what is in use now."""
+
 PREFIX = "/admin/v1"
 
 
 class AdminApplication:
     """`status` and `trace` are asked on every request; nothing is cached here."""
 
-    def __init__(self, status: Status, trace: Trace) -> None:
+    def __init__(self, status: Status, trace: Trace, entropy: Replace | None = None) -> None:
         self._status = status
         self._trace = trace
+        self._entropy = entropy
 
     def application(self) -> web.Application:
         """The routes of the admin port."""
         application = web.Application()
         application.router.add_get(f"{PREFIX}/status", self.status, allow_head=False)
         application.router.add_get(PREFIX + "/keys/{key_id}", self.key, allow_head=False)
+        application.router.add_post(f"{PREFIX}/entropy", self.entropy)
         return application
 
     async def status(self, request: web.Request) -> web.Response:
@@ -42,6 +51,21 @@ class AdminApplication:
             raise Malformed("the key id is not a UUID", "copy it from the answer of enc_keys") from None
         rows = await self._trace(key_id)
         return _json(200, {"key_ID": str(key_id), "rows": rows})
+
+    async def entropy(self, request: web.Request) -> web.Response:
+        """Other entropy sources, until the next start: the `[entropy]` table as JSON.
+
+        400 names every mistake; 503, and nothing has changed, if a new source does not work.
+        """
+        try:
+            table = msgspec.json.decode(await read_body(request))
+        except (msgspec.DecodeError, RecursionError):
+            table = None
+        if not isinstance(table, dict):
+            raise Malformed("the body is not a JSON object", "send the [entropy] table as JSON")
+        if self._entropy is None:
+            raise Refused("this node's entropy is fixed", "change its configuration and restart it")
+        return _json(200, await self._entropy(table, caller_of(request)))
 
 
 def render(error: KeyhaulError) -> web.Response:

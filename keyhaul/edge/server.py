@@ -213,6 +213,11 @@ async def read_body(request: web.BaseRequest) -> bytes:
         raise Malformed("the body is compressed", "send it as it is, without Content-Encoding")
     if (request.content_length or 0) > bounds.body:
         raise _too_large(bounds)
+    if request.content.is_eof() and request.content.exception() is None:
+        whole = request.content.read_nowait()  # it came with the header, as small bodies do
+        if len(whole) > bounds.body:
+            raise _too_large(bounds)
+        return whole
     body = bytearray()
     try:
         async with asyncio.timeout(bounds.body_time):

@@ -31,7 +31,7 @@ class RefLocks:
         """Hold the locks of all `refs`; a cancelled wait gives back what it had."""
         taken: list[Ref] = []
         try:
-            for ref in sorted(set(refs)):
+            for ref in sorted(set(refs), key=_order):
                 await self._take(ref)
                 taken.append(ref)
             yield
@@ -64,3 +64,8 @@ class RefLocks:
                 return
         # Those left, if any, were cancelled and are about to remove themselves from the deque.
         del self._waiting[ref]
+
+
+def _order(ref: Ref) -> tuple[int, str]:
+    """The order of refs themselves, without a call for every comparison."""
+    return ref.key_id.int, ref.leg

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from keyhaul.errors import KeyhaulError, Spent, StaleRow, StoreUnavailable, Taken
 from keyhaul.keys import Message, Ref, Row, Secret, State
-from keyhaul.lifecycle import FINAL, UNFINISHED
+from keyhaul.lifecycle import FINAL, UNFINISHED, recallable
 from keyhaul.stores.change import Claim, Drop, Erase, Post, Put, Spend, StagedChange, Step
 from keyhaul.stores.locks import RefLocks
 
@@ -63,9 +63,7 @@ class MemoryLedger:
 
     async def between(self, initiator: str, targets: frozenset[str]) -> list[Row]:
         return await self._select(
-            lambda row: (
-                row.state not in FINAL and row.initiator == initiator and targets.issuperset(row.targets)
-            )
+            lambda row: recallable(row) and row.initiator == initiator and targets.issuperset(row.targets)
         )
 
     async def due(self, now: float, limit: int = 256) -> list[Ref]:

@@ -12,15 +12,17 @@ from uuid import UUID
 import msgspec
 
 from keyhaul.keys import Event, Message, Ref, Row, Secret, State
-from keyhaul.lifecycle import FINAL, UNFINISHED
+from keyhaul.lifecycle import FINAL, UNFINISHED, recallable
 
 SCHEMA_VERSION = 1
 
-PHASE = {
-    state: 3 if state in FINAL else 2 if state is State.DELIVERABLE else 1 if state in UNFINISHED else 0
-    for state in State
-}
-"""Column `phase`: 0 not saved by any step yet, 1 unfinished, 2 deliverable, 3 final."""
+
+def phase(row: Row) -> int:
+    """Column `phase`: 0 new, 1 unfinished, 2 deliverable, 3 final but recallable, 4 final."""
+    if row.state in FINAL:
+        return 3 if recallable(row) else 4
+    return 2 if row.state is State.DELIVERABLE else 1 if row.state in UNFINISHED else 0
+
 
 # `first_target` is the smallest target's name: rows whose targets all lie in a set have their first
 # one there, so an index on it answers `between` although targets are a set themselves.
@@ -31,10 +33,10 @@ SCHEMA = (
         phase INTEGER NOT NULL, initiator TEXT NOT NULL, first_target TEXT NOT NULL,
         deadline REAL NOT NULL, expires REAL NOT NULL, data BLOB NOT NULL, secret BLOB,
         PRIMARY KEY (key_id, leg)) WITHOUT ROWID""",
-    "CREATE INDEX rows_by_pair ON rows (phase, initiator, first_target) WHERE phase < 3",
+    "CREATE INDEX rows_by_pair ON rows (phase, initiator, first_target) WHERE phase < 4",
     "CREATE INDEX rows_expiring ON rows (expires) WHERE phase < 3",
     "CREATE INDEX rows_waiting ON rows (deadline) WHERE phase = 1",
-    "CREATE INDEX rows_ended ON rows (expires) WHERE phase = 3",
+    "CREATE INDEX rows_ended ON rows (expires) WHERE phase >= 3",
     """CREATE TABLE outbox (
         seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, data BLOB NOT NULL, body BLOB NOT NULL)""",
     """CREATE TABLE items (

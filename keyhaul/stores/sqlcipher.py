@@ -29,7 +29,7 @@ FORGET_CHUNK = 512
 _ROW = "SELECT version, data, secret FROM rows WHERE key_id = ? AND leg = ?"
 _FIND = "SELECT key_id, leg, version, data FROM rows WHERE key_id = ? ORDER BY leg"
 # INDEXED BY makes a query that would read the whole table an error, whatever the planner thinks.
-_ROWS = "SELECT key_id, leg, version, data FROM rows INDEXED BY rows_by_pair WHERE phase < 3 AND "
+_ROWS = "SELECT key_id, leg, version, data FROM rows INDEXED BY rows_by_pair WHERE phase < 4 AND "
 _INSERT_ROW = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _UPDATE_ROW = (
     "UPDATE rows SET version = ?, phase = ?, initiator = ?, first_target = ?, deadline = ?, expires = ?,"
@@ -45,7 +45,7 @@ _OVERDUE = (
 )
 _FORGET = (
     "DELETE FROM rows WHERE (key_id, leg) IN"
-    " (SELECT key_id, leg FROM rows INDEXED BY rows_ended WHERE phase = 3 AND expires < ? LIMIT ?)"
+    " (SELECT key_id, leg FROM rows INDEXED BY rows_ended WHERE phase >= 3 AND expires < ? LIMIT ?)"
 )
 _INSERT_MESSAGE = "INSERT INTO outbox (id, data, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _INSERT_ITEM = "INSERT INTO items VALUES (?, ?, ?) ON CONFLICT DO "
@@ -113,7 +113,7 @@ class SqlcipherLedger:
     async def between(self, initiator: str, targets: frozenset[str]) -> list[Row]:
         firsts = sorted(targets | {""})
         places = ", ".join("?" * len(firsts))
-        where = f"phase IN (0, 1, 2) AND initiator = ? AND first_target IN ({places})"
+        where = f"phase IN (0, 1, 2, 3) AND initiator = ? AND first_target IN ({places})"
         found = await self.engine.scan(_without_secret, _ROWS + where, initiator, *firsts)
         return [row for row in found if targets.issuperset(row.targets)]
 
@@ -186,7 +186,7 @@ class SqlcipherLedger:
         key = (ref.key_id.bytes, ref.leg)
         columns = (
             version,
-            records.PHASE[row.state],
+            records.phase(row),
             row.initiator,
             records.first_target(row.targets),
             row.deadline,

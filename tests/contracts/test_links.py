@@ -263,6 +263,24 @@ def test_another_message_under_a_used_number_is_a_conflict() -> None:
     run(story())
 
 
+def test_two_messages_under_one_number_at_once_are_not_both_accepted() -> None:
+    async def story() -> None:
+        ledgers = MemoryLedger(), MemoryLedger()
+        wire = await Wire(sealed(None), ledgers).start()
+        first = await wire.send(b"first")
+        async with ledgers[0].edit() as change:
+            change.erase("sequence", "b")
+        await wire.start()
+        one, two = await wire.b.open(first), await wire.b.open(await wire.send(b"second"))
+        assert one is not None
+        assert two is not None
+        await wire.accept(two)
+        with pytest.raises(Taken):
+            await wire.accept(one)
+
+    run(story())
+
+
 def test_suites_do_not_mix() -> None:
     async def story() -> None:
         for near, far in ((Suite.PAPER_A, Suite.HKDF_SHA384), (Suite.HKDF_SHA384, Suite.PAPER_A)):

@@ -111,6 +111,7 @@ async def one_run(seed: int) -> None:
             tasks.create_task(use(world, random.Random(seed * 7 + at), held))
         tasks.create_task(storm(world, rng))
     await calm(world, held)
+    assert world.broken == []
 
 
 async def calm(world: World, held: list[Held]) -> None:

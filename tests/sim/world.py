@@ -11,9 +11,9 @@ import asyncio
 import hashlib
 import hmac
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from keyhaul.control import Directory
@@ -36,6 +36,7 @@ from keyhaul.links.prefetch import DeviceKeys
 from keyhaul.links.refill import Refill
 from keyhaul.links.sealed import SealedLink
 from keyhaul.links.supply import Supply
+from keyhaul.messages import etsi020
 from keyhaul.messages.envelope import Mode
 from keyhaul.messages.etsi014 import Delivered, Order
 from keyhaul.minting import OwnMint
@@ -48,9 +49,11 @@ from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
-from keyhaul.site import Settings, Site
+from keyhaul.site import ForeignPeer, Settings, Site
 from keyhaul.stores.memory import MemoryLedger
 from keyhaul.testbed.clock import LoopClock
+
+Result = TypeVar("Result")
 
 
 class SimSigner:
@@ -116,6 +119,8 @@ class Faults:
     lose_answer: float = 0.0
     duplicate: float = 0.0
     delay: float = 0.01  # seconds, mean
+    slow: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Extra seconds of messages, by sender, receiver and operation."""
     cut: set[frozenset[str]] = field(default_factory=set)
 
 
@@ -139,6 +144,7 @@ class SimNode:
         task = asyncio.ensure_future(guard())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # a task that was cancelled before its first turn
 
     async def start(self) -> None:
         world, signer, anchors, clock = self.world, SimSigner(self.name), SimAnchors(), world_clock
@@ -167,11 +173,17 @@ class SimNode:
             clock=clock,
             settings=world.settings,
             callback=f"https://{self.name}/kmapi/v1/ext_keys/ack",
+            foreign={
+                name: ForeignPeer(name, frozenset({f"sae-{name}"}))
+                for name, gateway in world.foreign.items()
+                if gateway == self.name
+            },
         )
         self.outbox = Outbox(SimPeers(world, self.name), clock, self.spawn)
         self.settlement = Settlement(self.site, self.outbox)
         self.outbox.outcome = self.settlement
         self.outbox.seal = Letters(self.site).seal
+        self._only_what_is_on_disk()
         self.relay = Relay(self.site, self.outbox, self.settlement)
         self.origin = Origin(
             self.site, self.relay, self.settlement, self.spawn, OwnMint(SystemEntropy(), world_clock)
@@ -225,6 +237,17 @@ class SimNode:
             device=device,
         )
 
+    def _only_what_is_on_disk(self) -> None:
+        """Note every message that is about to be sent before it was saved: a crash could deny it."""
+        send = self.outbox.send
+
+        def watched(message: Message) -> None:
+            if message.id not in self.ledger._queue:
+                self.world.broken.append(f"{self.name} sends {message.path} that is not on disk")
+            send(message)
+
+        self.outbox.send = watched  # type: ignore[method-assign]
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(1.0)
@@ -238,12 +261,34 @@ class SimNode:
         self.tasks.clear()
 
 
+class SimForeign:
+    """A key manager of another maker: it answers 202 and keeps what it was sent."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inbox: list[Message] = []
+
+    def acks(self) -> list[tuple[str, UUID]]:
+        """Every status it was told so far, in order."""
+        return [
+            (ack.status.value, key_id)
+            for message in self.inbox
+            if message.path == etsi020.ACK
+            for ack in etsi020.decode_acks(message.body)
+            for key_id in ack.key_ids
+        ]
+
+
 class SimPeers:
     def __init__(self, world: World, me: str) -> None:
         self.world = world
         self.me = me
 
     async def post(self, message: Message) -> Answer:
+        if message.peer in self.world.foreigners:
+            self.world.foreigners[message.peer].inbox.append(message)
+            return Answer(202)
+        await asyncio.sleep(self.world.faults.slow.get((self.me, message.peer, message.path), 0.0))
         node = self.world.nodes[message.peer]
 
         async def handle() -> Answer:
@@ -251,6 +296,7 @@ class SimPeers:
                 await node.relay.envelope(self.me, message.body)
             except KeyhaulError as error:
                 return Answer(error.status, error.cause)
+            self.world.accepted.append((self.me, message))
             return Answer(202)
 
         return await self.world.carry(self.me, message.peer, handle)
@@ -259,15 +305,31 @@ class SimPeers:
 class World:
     """Nodes, wires and devices, from one seed."""
 
-    def __init__(self, seed: int, links: Sequence[tuple[str, str, str]], **settings: Any) -> None:
+    def __init__(
+        self,
+        seed: int,
+        links: Sequence[tuple[str, str, str]],
+        foreign: Mapping[str, str] | None = None,
+        saes: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        """`foreign` maps key managers of other makers, each with one SAE, to the node they talk to.
+
+        Every node `n` has one SAE `sae-n`; `saes` maps further ones to their nodes.
+        """
         self.rng = random.Random(seed)
         self.faults = Faults()
         self.notes: list[str] = []
+        self.broken: list[str] = []  # promises that were seen broken on the way
+        self.accepted: list[tuple[str, Message]] = []  # by whom sent, and what
         self.settings = Settings(**settings)
         self.edges = [Edge(a, b, kind, "expanded" if kind == "qkd" else "kem") for a, b, kind in links]
         names = sorted({name for edge in self.edges for name in (edge.a, edge.b)})
-        saes = {f"sae-{name}": name for name in names}
-        self.network = Network({name: "sim" for name in names}, self.edges, saes)
+        self.foreign = dict(foreign or {})
+        self.foreigners = {name: SimForeign(name) for name in self.foreign}
+        homes = {f"sae-{name}": name for name in names} | dict(saes or {})
+        homes |= {f"sae-{name}": gateway for name, gateway in self.foreign.items()}
+        self.network = Network({name: "sim" for name in names}, self.edges, homes)
         self.devices = {frozenset((edge.a, edge.b)): DevicePair(self.rng) for edge in self.edges}
         self.nodes = {name: SimNode(self, name) for name in names}
 
@@ -275,7 +337,7 @@ class World:
         for node in self.nodes.values():
             await node.start()
 
-    async def carry(self, source: str, target: str, handle: Callable[[], Awaitable[Any]]) -> Any:
+    async def carry(self, source: str, target: str, handle: Callable[[], Awaitable[Result]]) -> Result:
         """One request and its answer over the wire, as well as the wire is today."""
         faults, rng = self.faults, self.rng
         await asyncio.sleep(rng.expovariate(1 / faults.delay))
@@ -286,7 +348,7 @@ class World:
             raise PeerUnreachable(f"{target} is down")
         if rng.random() < faults.duplicate:
             node.spawn(self._quietly(handle), "duplicate")
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
         async def serve() -> None:
             try:

@@ -1,0 +1,201 @@
+"""Keys relayed ahead, keys nobody fetched, and devices that run dry."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+
+from keyhaul.errors import (
+    InsufficientKey,
+    KeyNotFound,
+    Unavailable,
+)
+from keyhaul.keys import Ref, State
+from keyhaul.settlement import GRACE
+from tests.sim.dialogue import (
+    ask_until_it_fails,
+    asking,
+    last_key,
+    ready,
+    rows,
+    state,
+    states,
+    told,
+)
+from tests.sim.world import World, world_clock
+
+# ---------------------------------------------------------------------- pools
+
+
+def test_a_pool_fills_serves_and_survives_a_restart() -> None:
+    async def story(world: World) -> None:
+        seen: set[UUID] = set()
+        (first,) = await world.ask("a", "c")
+        await asyncio.sleep(20)
+        assert await ready(world, "a") == 8
+        world.faults.cut.add(frozenset("ab"))
+        for number in (1, 3):
+            keys = await world.ask("a", "c", number=number)
+            seen |= {key.key_id for key in keys}
+            assert len(keys) == number
+        world.nodes["a"].crash()
+        await world.nodes["a"].start()
+        assert await ready(world, "a") == 4
+        keys = await world.ask("a", "c", number=4)
+        seen |= {key.key_id for key in keys}
+        assert len(seen) == 8
+        assert first.key_id not in seen
+        with pytest.raises(Unavailable):
+            await world.ask("a", "c", number=1)
+        world.faults.cut.clear()
+        got = await world.fetch("a", "c", [key.key_id for key in keys])
+        assert all(x.bits.same_as(y.bits) for x, y in zip(got, keys, strict=True))
+        await asyncio.sleep(30)
+        await world.ask("a", "c")
+        await asyncio.sleep(30)
+        assert await ready(world, "a") == 8
+
+    told(story, pool=8, request_timeout=5.0)
+
+
+def test_a_pool_serves_only_the_saes_and_size_it_was_made_for() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "c")
+        await asyncio.sleep(20)
+        pooled = {row.ref.key_id for row in await world.nodes["a"].ledger.deliverable()}
+        assert len(pooled) == 4
+        (other_target,) = await world.ask("a", "b")
+        (other_size,) = await world.ask("a", "c", size=512)
+        both = await world.ask("a", ("b", "c"))
+        for key in (other_target, other_size, *both):
+            assert key.key_id not in pooled
+        assert len(other_size.bits) == 64
+        (mine,) = await world.ask("a", "c")
+        assert mine.key_id in pooled
+
+    told(story, pool=4)
+
+
+def test_a_key_in_the_pool_that_was_voided_or_expired_is_not_served() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "b")
+        await asyncio.sleep(5)
+        pooled = [row.ref for row in await world.nodes["a"].ledger.deliverable()]
+        assert len(pooled) == 3
+        await world.nodes["a"].settlement.abandon(pooled[:1])
+        keys = await world.ask("a", "b", number=3)
+        assert pooled[0].key_id not in {key.key_id for key in keys}
+        await asyncio.sleep(5)
+        old = {row.ref.key_id for row in await world.nodes["a"].ledger.deliverable()}
+        assert old
+        await asyncio.sleep(100 + 5)
+        (key,) = await world.ask("a", "b")
+        assert key.key_id not in old
+        (same,) = await world.fetch("a", "b", [key.key_id])
+        assert same.bits.same_as(key.bits)
+
+    told(story, pool=3, ttl=100.0)
+
+
+# ---------------------------------------------------------------------- time
+
+
+def test_keys_expire_and_their_tombstones_are_forgotten() -> None:
+    async def story(world: World) -> None:
+        (taken,) = await world.ask("a", "c")
+        (left,) = await world.ask("a", "c")
+        await world.fetch("a", "c", [taken.key_id])
+        await asyncio.sleep(105)
+        with pytest.raises(KeyNotFound):
+            await world.fetch("a", "c", [left.key_id])
+        assert await states(world, left.key_id) == "a:taken b:relayed c:expired d:-"
+        stored = await world.nodes["c"].ledger.get(Ref(left.key_id, "c"))
+        assert stored is not None
+        assert stored.secret is None
+        assert await states(world, taken.key_id) == "a:taken b:relayed c:taken d:-"
+        await asyncio.sleep(55)
+        for key in (taken, left):
+            assert await states(world, key.key_id) == "a:- b:- c:- d:-"
+        for node in world.nodes.values():
+            assert node.ledger._rows == {}
+            assert await node.ledger.messages() == []
+
+    told(story, ttl=100.0, retention=50.0)
+
+
+def test_an_expired_key_is_not_given_even_before_the_sweep() -> None:
+    async def story(world: World) -> None:
+        (key,) = await world.ask("a", "b")
+        world.nodes["b"].settlement.sweep = _never  # type: ignore[method-assign]
+        (row,) = await rows(world, "b", key.key_id)
+        await asyncio.sleep(row.expires - world_clock.now())
+        assert await state(world, "b", key.key_id) is State.DELIVERABLE
+        with pytest.raises(KeyNotFound):
+            await world.fetch("a", "b", [key.key_id])
+
+    told(story, ttl=60.0)
+
+
+async def _never() -> int:
+    return 0
+
+
+def test_a_relay_gives_up_what_is_overdue_and_voids_what_lies_beyond() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "c")
+        world.faults.slow["c", "b", "ack"] = 40.0
+        waiting = await asking(world, "a", "c")
+        key_id = await last_key(world, "a")
+        world.nodes["a"].crash()  # so that nobody voids from above
+        waiting.cancel()
+        await asyncio.sleep(0)
+        assert await state(world, "c", key_id) is State.DELIVERABLE
+        await asyncio.sleep(10 + GRACE)
+        assert await state(world, "b", key_id) is State.FAILED
+        assert await state(world, "c", key_id) is State.VOIDED
+        await world.nodes["a"].start()
+        await asyncio.sleep(60)
+        assert await state(world, "a", key_id) in (State.FAILED, State.VOIDED)
+
+    told(story, request_timeout=8.0)
+
+
+# ---------------------------------------------------------------------- key material
+
+
+def test_dry_devices_say_insufficient_key_in_time_and_recover() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "b")
+        device = world.devices[frozenset("ab")]
+        device.dry = True
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        with pytest.raises(InsufficientKey, match="dry"):
+            await ask_until_it_fails(world, "a", "b")
+        assert loop.time() - before < 5.0 + 5.0
+        assert await world.nodes["a"].ledger.unfinished() == []
+        device.dry = False
+        await asyncio.sleep(10)
+        (key,) = await world.ask("a", "b")
+        (same,) = await world.fetch("a", "b", [key.key_id])
+        assert same.bits.same_as(key.bits)
+
+    told(story, request_timeout=5.0)
+
+
+def test_a_dry_link_further_on_is_waited_for_and_then_given_up() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "d")
+        device = world.devices[frozenset("cd")]
+        device.dry = True
+        with pytest.raises(Unavailable):
+            await ask_until_it_fails(world, "a", "d")
+        device.dry = False
+        await asyncio.sleep(30)
+        assert await world.ask("a", "d")
+        for node in world.nodes.values():
+            assert await node.ledger.unfinished() == []
+
+    told(story, request_timeout=5.0)
