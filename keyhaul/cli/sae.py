@@ -16,7 +16,7 @@ from keyhaul.cli import access
 from keyhaul.cli.output import Json, document, private, say
 
 if TYPE_CHECKING:
-    from keyhaul.edge.client import SaeClient
+    from keyhaul.client import AsyncClient
     from keyhaul.messages.etsi014 import Delivered
 
 app = typer.Typer(
@@ -49,7 +49,10 @@ def get(
     target = _target(directory, own, url, cert, key, ca)
     wished = [{"keyhaul_trust": True}]
     keys = _call(
-        target, lambda sae: sae.get_key(slave, number, size, additional=additional or [], optional=wished)
+        target,
+        lambda sae: sae.get_key(
+            slave, number=number, size=size, additional=additional or [], optional=wished
+        ),
     )
     _hand_out(keys, to, bare)
 
@@ -102,13 +105,13 @@ def _target(
     return access.of_sae(directory, own) if directory else access.explicit(url, cert, key, ca)
 
 
-def _call(target: access.Access, ask: Callable[[SaeClient], Awaitable[T]]) -> T:
-    from keyhaul.edge.client import SaeClient
-    from keyhaul.edge.tls import Credentials, Policy, client_context
+def _call(target: access.Access, ask: Callable[[AsyncClient], Awaitable[T]]) -> T:
+    from keyhaul.client import AsyncClient
 
     async def run() -> T:
-        tls = client_context(Credentials(target.cert, target.key, target.ca), Policy.COMPATIBLE)
-        async with SaeClient(target.url, tls) as sae:
+        # A person waits: the node's 503 is shown at once, with what to do next.
+        client = AsyncClient(target.url, cert=target.cert, key=target.key, ca=target.ca, patience=0.0)
+        async with client as sae:
             return await ask(sae)
 
     return asyncio.run(run())
