@@ -1,0 +1,1 @@
+"""Reports people can keep: pictures drawn as SVG and pages that need nothing but themselves."""
