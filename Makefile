@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEEDS  ?= 500
+FUZZ_SECONDS ?= 300
+FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 JOBS   ?= 2
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
@@ -46,7 +48,7 @@ imports: install  ## the layers of the package
 	$(BIN)/lint-imports
 
 unit: install  ## tests without processes
-	$(PYTEST) tests/unit tests/contracts tests/vectors
+	$(PYTEST) tests/unit tests/contracts tests/vectors tests/fuzz
 
 e2e: install  ## tests with real processes, TLS and stores
 	$(PYTEST) -rs tests/e2e tests/interop
@@ -60,8 +62,11 @@ soak: install  ## the same with 100,000 seeds (hours)
 chaos:  ## not there yet; says what is
 	@echo "no chaos run on namespaces yet; 'make sim' and tests/e2e/test_promises.py kill nodes today"; exit 2
 
-fuzz:  ## not there yet; says what is
-	@echo "no coverage-guided fuzzing yet; property tests in tests/unit cover the decoders today"; exit 2
+fuzz: install  ## coverage-guided fuzzing of every decoder: make fuzz FUZZ_SECONDS=60
+	$(PIP) --require-hashes -r requirements-fuzz.lock
+	@for target in $(FUZZ_TARGETS); do echo "== $$target"; mkdir -p .fuzz/$$target; \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target .fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	    -timeout=20 -verbosity=0 -print_final_stats=1 -artifact_prefix=.fuzz/$$target- || exit 1; done
 
 bench: install  ## measure; writes bench/results/*.json
 	@mkdir -p bench/results
@@ -75,4 +80,4 @@ lock:  ## renew requirements.lock (needs pip-tools; the other two locks say how 
 	  --no-annotate --no-header --strip-extras --extra dev -o requirements.lock pyproject.toml
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fuzz

@@ -173,7 +173,7 @@ def key_ids_from_query(query: Mapping[str, Sequence[str]]) -> KeyIds:
     text = _once("key_ID", query["key_ID"])
     try:
         return KeyIds((msgspec.convert(text, UUID),))
-    except msgspec.ValidationError:
+    except ValueError:  # msgspec.ValidationError, or a byte of the query that was not UTF-8
         raise Malformed("key_ID is not a UUID", "send the key_ID as the master got it") from None
 
 

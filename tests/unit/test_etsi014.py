@@ -143,3 +143,8 @@ def test_sae_ids_survive_the_path(sae: str) -> None:
 def test_escapes_that_mean_nothing_are_malformed(segment: str) -> None:
     with pytest.raises(Malformed):
         etsi014.unquote_sae(segment)
+
+
+def test_a_key_id_in_the_query_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(Malformed, match="not a UUID"):
+        etsi014.key_ids_from_query({"key_ID": ["00\udcb000000-0000-0000-0000-000000000001"]})

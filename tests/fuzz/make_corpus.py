@@ -1,0 +1,172 @@
+"""Writes the seeds of the fuzzing corpus: good and bad inputs a target, small, from nobody's keys.
+
+Run it again after a wire format changed: `python tests/fuzz/make_corpus.py`. Files it does not write,
+such as findings of earlier runs, stay.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+
+HERE = Path(__file__).resolve().parent
+ID = "00000000-0000-0000-0000-000000000001"
+VALUE = base64.b64encode(bytes(32)).decode()
+SAES = {"initiator_sae_id": "SAE_A", "target_sae_ids": ["SAE_B", "app%20one"]}
+CALL = {"ack_callback_url": "https://kme.example/kmapi/v1/ext_keys/ack"}
+STATUS = {
+    "source_KME_ID": "a", "target_KME_ID": "b", "master_SAE_ID": "c", "slave_SAE_ID": "d", "key_size": 256,
+    "stored_key_count": 1, "max_key_count": 2, "max_key_per_request": 3, "max_key_size": 4096,
+    "min_key_size": 64, "max_SAE_ID_count": 0,
+}  # fmt: skip
+EXTENSION = {
+    "v": 1, "scheme": "masked", "origin": "vigo", "destination": "bilbao",
+    "route": ["vigo", "santiago", "bilbao"], "size": 256, "expires": 1_800_086_400, "deadline": 1.8e9,
+    "trust": [["relays", "none"]], "head": "AAAA", "tail": "AAAAAAAAAAAAAAAAAAAAAA==",
+}  # fmt: skip
+NODE = """\
+name = "vigo"
+domain = "galicia"
+extension_pen = 32473
+[listeners.sae]
+cert = "a.pem"
+key = "a.key"
+ca = "ca.pem"
+[listeners.node]
+host = "::1"
+port = 8444
+cert = "a.pem"
+key = "a.key"
+ca = "ca.pem"
+tls = "pq"
+[listeners.admin]
+cert = "a.pem"
+key = "a.key"
+ca = "ca.pem"
+[[store.slots]]
+kind = "tpm"
+pcrs = "sha256:0,7"
+[[peers]]
+name = "santiago"
+url = "https://santiago.example:8444"
+kind = "qkd"
+mode = "otp"
+[peers.device]
+url = "https://qkd.example"
+cert = "a.pem"
+key = "a.key"
+ca = "ca.pem"
+own_sae = "vigo"
+peer_sae = "santiago"
+[[peers]]
+name = "kme-b"
+url = "https://kme.example"
+kind = "plain"
+dialect = "draft-0.4"
+[network.nodes]
+vigo = "galicia"
+santiago = "galicia"
+[[network.links]]
+a = "vigo"
+b = "santiago"
+kind = "qkd"
+mode = "otp"
+[network.saes]
+sae-vigo = "vigo"
+[network.foreign]
+SAE_B = { node = "vigo", peer = "kme-b" }
+[network.costs]
+qkd = 1.5
+[limits]
+key_size = 512
+[delivery]
+release = "immediate"
+pool = 4
+[entropy]
+sources = [{ kind = "http", url = "https://qrng.example/{bytes}", json_path = "data.0" }]
+"""
+
+
+def seeds() -> dict[str, dict[str, bytes]]:
+    """Target to file name to content."""
+    one = {"key_id": ID}
+    transfer = {"keys": [{**one, "value": VALUE}], **SAES, **CALL}
+    extended = {**transfer, "extension_optional": {"E32473_x": {"a": [1, 2.50, "ñ"]}}}
+    ack = {"key_id_container": [one], "ack_status": "relayed", **SAES, "message": "done"}
+    draft = {"key_ids": [one], "ack_status": "voided", "initiator_sae_id": "A", "target_sae_id": "B"}
+    asked = {"number": 2, "size": 512, "additional_slave_SAE_IDs": ["x"], "extension_optional": [{"a": 1}]}
+    insisted = {"extension_mandatory": [{"keyhaul_scheme": "masked", "keyhaul_labels": ["its-wire"]}]}
+    header = [1, 1, "kem", "vigo", "bilbao", b"epoch", 1, bytes(16), b"k", b"c", "vigo", ["m"], ["p"]]
+    pack = msgspec.msgpack.encode
+    sealed = pack([pack(header), bytes(12), bytes(40)])
+    descriptor = ["vigo", "galicia", 7, 1.8e9, 1.8e9 + 60, b"id", bytes(1184)]
+    statement = ["vigo", "bilbao", b"kem", bytes(1088), 1.8e9, 1.8e9 + 60]
+    named = {"key_ID": ID, "key_ID_extension": {}}
+    trusted = {"keyhaul_trust": {"wire": "computational"}}
+    timeout = {"type": "https://qkd.etsi.org/gs020-interop-kms/timeout", "title": "timeout"}
+    trailer = bytes(16) + b"\x01" + (32).to_bytes(4, "big")
+    batch = [pack([[bytes(16), bytes(1184)]]), b"vigo", b"signature"]
+    return {
+        "key_request": {"full": _json(asked), "mandatory": _json(insisted), "empty": b""},
+        "key_ids": {
+            "one": _json({"key_IDs": [{"key_ID": ID}]}),
+            "trust": _json({"key_IDs": [named], "key_IDs_extension": {"keyhaul_trust": True}}),
+        },
+        "key_container": {
+            "one": _json({"keys": [{"key_ID": ID, "key": VALUE, "key_extension": trusted}]}),
+        },
+        "status_and_refusal": {
+            "status": _json(STATUS),
+            "refusal": _json({"message": "m", "details": [{"a": 1}]}),
+        },
+        "path_and_query": {
+            "enc": b"sae%2Fone?number=2&size=256",
+            "dec": b"%C3%B1?key_ID=" + ID.encode(),
+        },
+        "ext_keys": {
+            "one": _json(transfer),
+            "extended": _json(extended),
+            "draft": _json({"ext_key_container": {**transfer, "extension_optional": [{"a": 1}]}}),
+        },
+        "acks": {"v111": _json([ack]), "draft": _json(draft), "wrapped": _json({"ack_containers": [ack]})},
+        "void": {
+            "ids": _json({"key_ids": [ID], **SAES, **CALL}),
+            "all": _json({"key_ids": [], **SAES, **CALL, "all_confirmation": True}),
+        },
+        "problem_answer": {
+            "etsi": _json({**timeout, "details": {"timeout": "late"}}),
+            "draft": _json({"message": "no", "details": [{"a": "b"}]}),
+            "text": b"Bad gateway",
+        },
+        "sealed_envelope": {"kem": sealed, "otp": sealed.replace(b"\xa3kem", b"\xa3otp")},
+        "envelope_content": {"ack": pack(["ack", b"[]"])},
+        "wrapping": {"masked": _json(EXTENSION)},
+        "payload": {"short": bytes(80), "blind": bytes(32 + 16 + 32 + 2176) + trailer},
+        "pair_statement": {"one": pack([pack(statement), b"signature"])},
+        "dense_polynomial": {"zero": bytes(17), "ones": bytes([255] * 17), "small": bytes(range(34))},
+        "records": {"one": pack([[pack(descriptor), b"vigo", b"signature"]]), "none": pack([])},
+        "refill_request": {"want": pack([4, ["k1", "k2"]]), "reply": pack([batch, ["k1"]])},
+        "configuration": {"node": NODE.encode(), "empty": b""},
+    }
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def main() -> int:
+    """Write them all."""
+    for target, files in seeds().items():
+        folder = HERE / "corpus" / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
