@@ -107,6 +107,8 @@ class Row:
     fetched yet (and MASTER while the initiator has not got its copy).
     `legs` maps each onward destination (node, or foreign KME) to its state; a transit row has one.
     `peers` maps each onward destination to the neighbour the message goes to.
+    `proofs` maps destinations to the tag that confirms the key (`messages.confirming`): at the origin the
+    one that must come, elsewhere the one that came or was sent.
     `created`, `deadline`, `expires` are Unix seconds: the transfer must be confirmed by `deadline`,
     the key may be fetched until `expires`.
     """
@@ -129,12 +131,14 @@ class Row:
     trust: dict[str, str] = field(default_factory=dict)
     secret: Secret | None = None
     history: tuple[Event, ...] = ()
+    proofs: dict[str, bytes] = field(default_factory=dict)
     version: int = 0  # of the stored row; 0 = not stored yet
 
     def draft(self) -> Row:
         """A copy that a step may change and then commit or drop."""
         copied = Row(*_members(self))
         copied.legs, copied.peers, copied.trust = dict(self.legs), dict(self.peers), dict(self.trust)
+        copied.proofs = dict(self.proofs)
         return copied
 
     def summary(self) -> dict[str, Any]:

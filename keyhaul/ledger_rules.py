@@ -49,6 +49,7 @@ def sample_row(ref: Ref, state: State = State.SENDING, **changes: object) -> Row
         trust={"wire": "its", "relays": "none"},
         secret=Secret(ref.key_id.bytes * 2),
         history=(Event(State.MINTED, 1_000.25), Event(state, 1_000.5)),
+        proofs={"leioa": b"proof of 16 byte"},
     )
     return replace(row, **changes)  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ What becomes of keys afterwards (acknowledgements, voids, deadlines) is in `keyh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import structlog
@@ -33,7 +33,7 @@ from keyhaul.errors import (
 )
 from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.letters import Letters
-from keyhaul.messages import etsi020
+from keyhaul.messages import confirming, etsi020
 from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys
 from keyhaul.messages.payload import NO_PAIR, Context, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
@@ -79,6 +79,7 @@ class _Leg:
     trust: dict[str, str]
     message: Message
     grant: Grant | None
+    proofs: dict[UUID, bytes] = field(default_factory=dict)
 
 
 class Relay:
@@ -150,7 +151,8 @@ class Relay:
         grant, message = await self._hand_on(
             scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline
         )
-        return _Leg(destination, hops[1], targets, hops, statement, message, grant)
+        proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
+        return _Leg(destination, hops[1], targets, hops, statement, message, grant, proofs)
 
     def _prepare_plain(self, batch: Batch, peer: str, targets: tuple[str, ...]) -> _Leg:
         """Keys for a foreign key manager leave as plain 020; the trust ends at its door."""
@@ -211,6 +213,7 @@ class Relay:
             path=legs[0].route if legs else (self.site.name,),
             trust=_joined([leg.trust for leg in legs]) if legs else _LOCAL_TRUST,
             secret=key,
+            proofs={leg.destination: leg.proofs[key_id] for leg in legs if leg.proofs},
         )
         row.history = (Event(row.state, batch.created),)
         lifecycle.step(row, State.SENDING if legs else State.DELIVERABLE, batch.created)
@@ -301,7 +304,7 @@ class Relay:
     async def _arrive(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
         """The destination: last pad off, origin checked, keys held; then, and only then, the ack."""
         context, now = wrapping.context, self.site.clock.now()
-        keys = await self._unpack(wrapping, opened)
+        keys, proofs = await self._unpack(wrapping, opened)
         rows = [self._accepted(peer, wrapping, key_id, now) for key_id in context.key_ids]
         for at, row in enumerate(rows):
             if keys is None:
@@ -309,8 +312,10 @@ class Relay:
                 continue
             row.secret, row.waiting = keys[at], frozenset(row.targets)
             lifecycle.step(row, State.DELIVERABLE, now)
+            if proofs:
+                row.proofs[self.site.name] = proofs[row.ref.key_id]
         status = AckStatus.FAILED if keys is None else AckStatus.RELAYED
-        message = self._letters.acks(peer, [_ack(context, status)])
+        message = self._letters.acks(peer, self._outcome(context, status, proofs))
         try:
             async with self.site.ledger.edit(*(row.ref for row in rows)) as change:
                 _add(change, rows)
@@ -321,8 +326,18 @@ class Relay:
             return
         self._outbox.send(message)
 
-    async def _unpack(self, wrapping: Wrapping, opened: Opened) -> list[Secret] | None:
-        """The keys, or None when they are not what the origin sent: one constant failure, no hint."""
+    def _outcome(self, context: Context, status: AckStatus, proofs: dict[UUID, bytes]) -> list[Ack]:
+        outcomes = [(key_id, proofs.get(key_id, b"")) for key_id in context.key_ids]
+        saes = context.initiator, context.targets
+        return confirming.acks(outcomes, status, saes, self.site.settings.pen)
+
+    async def _unpack(
+        self, wrapping: Wrapping, opened: Opened
+    ) -> tuple[list[Secret] | None, dict[UUID, bytes]]:
+        """The keys and what confirms them, or None when they are not what the origin sent.
+
+        One constant failure, no hint.
+        """
         context = wrapping.context
         scheme = self._scheme(context.scheme)
         try:
@@ -335,16 +350,17 @@ class Relay:
             pair = NO_PAIR
             if scheme.authenticated:
                 pair = await self.site.pairing.incoming(bare.head, context.origin)
-            return scheme.deliver(bare, context, pair)
+            keys = scheme.deliver(bare, context, pair)
+            return keys, confirming.confirmations(pair, context) if scheme.authenticated else {}
         except (Tampered, Malformed, NoSuchTarget):
             log.error(
                 "keys refused: not what the origin sent", origin=context.origin, keys=len(context.key_ids)
             )
-            return None
+            return None, {}
 
     async def _answer_voided(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
         """The void overtook its keys: take the message in, keep nothing, say so."""
-        message = self._letters.acks(peer, [_ack(wrapping.context, AckStatus.VOIDED)])
+        message = self._letters.acks(peer, self._outcome(wrapping.context, AckStatus.VOIDED, {}))
         async with self.site.ledger.edit() as change:
             opened.spend(change)
             change.post(message)
@@ -449,10 +465,6 @@ def _add(change: Change, rows: Sequence[Row]) -> None:
         raise Conflict("a key of this id exists already")
     for row in rows:
         change.rows[row.ref] = row
-
-
-def _ack(context: Context, status: AckStatus) -> Ack:
-    return Ack(context.key_ids, status, context.initiator, context.targets)
 
 
 def _relayed(batch: Batch) -> Ack:

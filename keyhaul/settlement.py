@@ -5,12 +5,15 @@
     lapse         a deadline passed without an answer: give up, and tell both sides
     settled, refused, lapsed   what the outbox learned about a message
 
-A status is believed only from the neighbour that the row was sent to. Statuses a row has no use for any
-more change nothing. A void of an unknown key leaves a tombstone, so that the key cannot come after it.
+A status is believed only from the neighbour that the row was sent to. That a key arrived, the origin
+believes only with the destination's own proof: a relay that acknowledges what it dropped is found out.
+Statuses a row has no use for any more change nothing. A void of an unknown key leaves a tombstone, so that
+the key cannot come after it.
 """
 
 from __future__ import annotations
 
+import hmac
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +25,8 @@ from keyhaul import lifecycle
 from keyhaul.errors import KeyNotFound
 from keyhaul.keys import MASTER, Event, Message, Ref, Row, State
 from keyhaul.letters import Letters
-from keyhaul.messages import etsi020
+from keyhaul.messages import confirming, etsi020
+from keyhaul.messages.confirming import Saes
 from keyhaul.messages.etsi020 import Ack, AckStatus, Void
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Answer, Change, Opened
@@ -35,12 +39,15 @@ log = structlog.get_logger("keyhaul.settlement")
 _BAD = frozenset({AckStatus.FAILED, AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
 _VOIDING = frozenset({AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
 
+_Report = tuple[str, AckStatus, bytes]
+"""What a neighbour says of one leg: destination, status, and the destination's proof or nothing."""
+
 
 @dataclass(slots=True)
 class News:
     """What a step has to tell: statuses upward, voids downward, by neighbour and by the SAEs they concern."""
 
-    acks: dict[tuple[str, str | None], list[tuple[UUID, AckStatus, Row]]] = field(
+    acks: dict[tuple[str, str | None], list[tuple[UUID, AckStatus, Row, bytes]]] = field(
         default_factory=lambda: defaultdict(list)
     )
     voids: dict[tuple[str, str, tuple[str, ...]], list[UUID]] = field(
@@ -48,9 +55,9 @@ class News:
     )
     ended: list[Row] = field(default_factory=list)
 
-    def up(self, row: Row, status: AckStatus) -> None:
+    def up(self, row: Row, status: AckStatus, proof: bytes = b"") -> None:
         if row.upstream is not None:
-            self.acks[row.upstream, row.callback].append((row.ref.key_id, status, row))
+            self.acks[row.upstream, row.callback].append((row.ref.key_id, status, row, proof))
 
     def down(self, peer: str, row: Row, targets: tuple[str, ...]) -> None:
         self.voids[peer, row.initiator, targets].append(row.ref.key_id)
@@ -75,9 +82,10 @@ class Settlement:
 
         Raises KeyNotFound, for a plain peer, if it acknowledges a key it never got from here.
         """
-        statuses: dict[Ref, list[tuple[str, AckStatus]]] = defaultdict(list)
+        statuses: dict[Ref, list[_Report]] = defaultdict(list)
         for ack in acks:
-            for key_id in ack.key_ids:
+            proofs = confirming.proofs_of(ack, self.site.settings.pen)
+            for key_id, proof in zip(ack.key_ids, proofs, strict=True):
                 found = [
                     (row.ref, leg)
                     for row in await self.site.ledger.find(key_id)
@@ -89,30 +97,35 @@ class Settlement:
                         "no key of this id was handed to the caller", key_not_present=str(key_id)
                     )
                 for ref, leg in found:
-                    statuses[ref].append((leg, ack.status))
+                    statuses[ref].append((leg, ack.status, proof))
         await self._settle(statuses, opened)
 
-    async def _settle(self, statuses: dict[Ref, list[tuple[str, AckStatus]]], opened: Opened | None) -> None:
+    async def _settle(self, statuses: dict[Ref, list[_Report]], opened: Opened | None) -> None:
         now = self.site.clock.now()
         news = News()
         async with self.site.ledger.edit(*statuses) as change:
             for ref, reports in statuses.items():
                 row = change.rows[ref]
                 if row is not None:
-                    for leg, status in reports:
-                        self._report(row, leg, status, news, now)
+                    for report in reports:
+                        self._report(row, report, news, now)
             if opened is not None:
                 opened.spend(change)
             messages = self._write(news, change)
         self._tell(messages, news)
 
-    def _report(self, row: Row, leg: str, status: AckStatus, news: News, now: float) -> None:
+    def _report(self, row: Row, report: _Report, news: News, now: float) -> None:
         """One status for one leg of one row, under the row's lock."""
+        leg, status, proof = report
         if status is AckStatus.RELAYED and row.state in lifecycle.UNFINISHED:
+            if not self._proved(row, leg, proof):
+                self._fail(row, news, now)
+                row.legs[leg] = State.FAILED
+                return
             row.legs[leg] = State.RELAYED
             if lifecycle.reached(row.legs.values()):
                 self._confirm(row, now)
-                news.up(row, AckStatus.RELAYED)
+                news.up(row, AckStatus.RELAYED, proof)
                 news.ended.append(row)
         elif status in _BAD and row.state in lifecycle.UNFINISHED:
             row.legs[leg] = State.FAILED
@@ -120,6 +133,22 @@ class Settlement:
         elif status in _VOIDING and row.state is State.VOIDED and row.legs.get(leg) is not State.VOIDED:
             row.legs[leg] = State.VOIDED
             news.up(row, status)
+
+    def _proved(self, row: Row, leg: str, proof: bytes) -> bool:
+        """Whether the destination itself says so. A relay cannot tell and keeps what it hands on."""
+        if row.ref.leg != self.site.name:
+            row.proofs[leg] = proof
+            return True
+        expected = row.proofs.get(leg)
+        if expected is None or hmac.compare_digest(expected, proof):
+            return True
+        log.error(
+            "a false acknowledgement: the destination did not make it",
+            key_id=str(row.ref.key_id),
+            destination=leg,
+            neighbour=row.peers.get(leg),
+        )
+        return False
 
     def _confirm(self, row: Row, now: float) -> None:
         """Every target's node holds the key. A master that waits for it takes it in the same commit."""
@@ -212,7 +241,7 @@ class Settlement:
         self._answer(news, peer, request, row, AckStatus.VOIDED)
 
     def _answer(self, news: News, peer: str, request: Void, row: Row, status: AckStatus) -> None:
-        news.acks[peer, request.ack_callback_url].append((row.ref.key_id, status, row))
+        news.acks[peer, request.ack_callback_url].append((row.ref.key_id, status, row, b""))
 
     def _tombstone(self, ref: Ref, peer: str, request: Void, now: float) -> Row:
         return Row(
@@ -318,12 +347,13 @@ class Settlement:
         """Turn news into messages of the same commit: one a neighbour and kind, however many keys."""
         messages = []
         for (peer, callback), reports in news.acks.items():
-            grouped: dict[tuple[AckStatus, str, tuple[str, ...]], list[UUID]] = defaultdict(list)
-            for key_id, status, row in reports:
-                grouped[status, row.initiator, row.targets].append(key_id)
+            grouped: dict[tuple[AckStatus, Saes], list[tuple[UUID, bytes]]] = defaultdict(list)
+            for key_id, status, row, proof in reports:
+                grouped[status, (row.initiator, row.targets)].append((key_id, proof))
             acks = [
-                Ack(tuple(ids), status, initiator, targets)
-                for (status, initiator, targets), ids in grouped.items()
+                ack
+                for (status, saes), outcomes in grouped.items()
+                for ack in confirming.acks(outcomes, status, saes, self.site.settings.pen)
             ]
             messages.append(self._letters.acks(peer, acks, callback))
         for (peer, initiator, targets), ids in news.voids.items():

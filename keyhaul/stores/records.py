@@ -62,6 +62,7 @@ class _RowData(msgspec.Struct, array_like=True, frozen=True):
     path: tuple[str, ...]
     trust: dict[str, str]
     history: list[tuple[State, float]]
+    proofs: dict[str, bytes] = {}
 
 
 class _MessageData(msgspec.Struct, array_like=True, frozen=True):
@@ -99,6 +100,7 @@ def row_data(row: Row) -> bytes:
             row.path,
             row.trust,
             [(event.state, event.at) for event in row.history],
+            row.proofs,
         )
     )
 
@@ -125,6 +127,7 @@ def row_from(ref: Ref, version: int, data: bytes, secret: Secret | None = None) 
         trust=kept.trust,
         secret=secret,
         history=tuple([Event(state, at) for state, at in kept.history]),
+        proofs=kept.proofs,
         version=version,
     )
 

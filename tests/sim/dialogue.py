@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from keyhaul.keys import Message, Row, Secret, State
+from keyhaul.messages import confirming
 from keyhaul.messages.envelope import parse
 from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys, Void
 from keyhaul.messages.payload import Context, Pair, Payload, origin_tag
@@ -94,6 +95,18 @@ def void_of(*key_ids: UUID, targets: tuple[str, ...] = ("sae-d",)) -> Void:
 
 def ack(key_id: UUID, *targets: str, status: AckStatus = AckStatus.RELAYED, initiator: str = "a") -> Ack:
     return Ack((key_id,), status, f"sae-{initiator}", tuple(f"sae-{name}" for name in targets))
+
+
+async def true_ack(world: World, key_id: UUID, target: str, initiator: str = "a") -> Ack:
+    """What the destination would say, before it has: the origin knows what it waits for."""
+    (row,) = await rows(world, initiator, key_id)
+    (said,) = confirming.acks(
+        [(key_id, row.proofs[target])],
+        AckStatus.RELAYED,
+        (f"sae-{initiator}", (f"sae-{target}",)),
+        world.settings.pen,
+    )
+    return said
 
 
 class Cheat(Trusted):

@@ -19,13 +19,12 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.keys import Message, Ref, Row, State
-from keyhaul.messages import etsi020
+from keyhaul.messages import confirming, etsi020
 from keyhaul.messages.payload import Payload
 from keyhaul.ports import Answer
 from keyhaul.schemes.masked import Masked
 from tests.sim.dialogue import (
     STAR,
-    ack,
     all_rows,
     asking,
     corrupt,
@@ -41,6 +40,7 @@ from tests.sim.dialogue import (
     substitute,
     swap_pair,
     told,
+    true_ack,
     void_of,
     watching,
 )
@@ -155,7 +155,7 @@ def test_a_request_that_ends_while_its_ack_arrives_gives_its_keys_to_nobody_else
         async def late(refs: Any) -> list[Row]:
             world.faults.slow.clear()
             (ref,) = refs
-            await node.settlement.acknowledge("b", [ack(ref.key_id, "b")])
+            await node.settlement.acknowledge("b", [await true_ack(world, ref.key_id, "b")])
             raced.extend(await world.ask("a", "b"))  # somebody else, at the same time
             return await abandon([ref])
 
@@ -168,6 +168,64 @@ def test_a_request_that_ends_while_its_ack_arrives_gives_its_keys_to_nobody_else
             assert same.bits.same_as(key.bits)
 
     told(story, request_timeout=5.0)
+
+
+@pytest.mark.parametrize("proof", [b"", bytes(16)])
+@pytest.mark.parametrize("scheme", ["trusted", "masked"])
+def test_a_relay_that_acknowledges_what_it_dropped_is_found_out_at_once(scheme: str, proof: bytes) -> None:
+    async def story(world: World) -> None:
+        (honest,) = await world.ask("a", "c")
+        relay = world.nodes["b"].relay
+
+        async def pretend(peer: str, wrapping: Any, opened: Any) -> None:
+            context = wrapping.context
+            outcomes = [(key_id, proof) for key_id in context.key_ids]
+            saes = context.initiator, context.targets
+            acks = confirming.acks(outcomes, etsi020.AckStatus.RELAYED, saes, world.settings.pen)
+            message = relay._letters.acks(peer, acks)
+            async with relay.site.ledger.edit() as change:
+                opened.spend(change)
+                change.post(message)
+            relay._outbox.send(message)
+
+        relay._pass_on = pretend  # type: ignore[method-assign]
+        before = world_clock.now()
+        with pytest.raises(Unavailable):
+            await world.ask("a", "c", number=2)
+        assert world_clock.now() < before + world.settings.request_timeout / 2, "not by its time being up"
+        for row in await all_rows(world, "a"):
+            if row.ref.key_id != honest.key_id:
+                assert past(row) == [
+                    State.MINTED,
+                    State.SENDING,
+                    *past(row)[2:-2],
+                    State.FAILED,
+                    State.VOIDED,
+                ]
+                assert row.secret is None
+        assert await world.fetch("a", "c", [honest.key_id])
+
+    told(story, scheme=scheme)
+
+
+def test_a_proof_lasts_over_a_crash_of_the_origin_and_counts_for_its_own_key_only() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "c")
+        world.faults.slow["b", "a", "ack"] = 4.0
+        first, second = await asking(world, "a", "c"), await asking(world, "a", "c")
+        one, two = sorted({row.ref.key_id for row in await world.nodes["a"].ledger.unfinished()})
+        said = await true_ack(world, one, "c")
+        world.nodes["a"].crash()
+        await world.nodes["a"].start()
+        for task in (first, second):
+            task.cancel()
+        await world.nodes["a"].settlement.acknowledge("b", [replace(said, key_ids=(two,))])
+        assert await state(world, "a", two) is State.FAILED
+        await asyncio.sleep(10)
+        assert await state(world, "a", one) is State.DELIVERABLE, "the true one, by the usual way"
+        assert await state(world, "c", two) is State.VOIDED
+
+    told(story)
 
 
 # ---------------------------------------------------------------------- envelopes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import json
 import struct
 from uuid import UUID
 
@@ -14,8 +16,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keyhaul.keys import Secret
-from keyhaul.messages import envelope
+from keyhaul.messages import confirming, envelope
 from keyhaul.messages.envelope import Header, Material, Mode, Suite
+from keyhaul.messages.etsi020 import AckStatus
 from keyhaul.messages.payload import Context, Pair
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
@@ -128,3 +131,17 @@ def test_a_masked_payload_is_what_the_page_says() -> None:
     masked = xor(b"".join(KEYS), mask)
     assert payload.head == pair.id
     assert payload.body == masked + tag(pair, said, masked)
+
+
+def test_an_acknowledgement_proves_itself_as_the_page_says() -> None:
+    pair, context = Pair(b"i" * 16, Secret(b"s" * 32)), some_context("masked")
+    proofs = confirming.confirmations(pair, context)
+    digest = hashlib.sha384(transcript("masked")).digest()
+    for key_id in context.key_ids:
+        parts = b"".join(struct.pack(">Q", len(each)) + each for each in (pair.id, digest, key_id.bytes))
+        said = b"keyhaul/v1/scheme/confirmation" + parts
+        assert proofs[key_id] == hmac.digest(b"s" * 32, said, "sha256")[:16]
+    (ack,) = confirming.acks(list(proofs.items()), AckStatus.RELAYED, ("a b", ("c", "d")), 32473)
+    extension = json.loads(bytes(ack.extension["E32473_keyhaul"]))
+    assert extension["v"] == 1
+    assert base64.b64decode(extension["proofs"]) == b"".join(proofs.values())

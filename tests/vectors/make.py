@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keyhaul import control
 from keyhaul.control import Directory
 from keyhaul.keys import Secret
-from keyhaul.messages import envelope, labels, payload
+from keyhaul.messages import confirming, envelope, labels, payload
 from keyhaul.messages.envelope import Header, Material, Mode, Suite
-from keyhaul.messages.etsi020 import encode_ext_keys
+from keyhaul.messages.etsi020 import AckStatus, encode_acks, encode_ext_keys
 from keyhaul.messages.payload import Context, Pair, Payload
 from keyhaul.messages.wrapping import Wrapping, wrap
 from keyhaul.pairing import Pairing
@@ -268,6 +268,39 @@ CONTRADICTIONS: dict[str, tuple[bytes, bytes]] = {
 }
 
 
+# ---------------------------------------------------------------------- confirmations
+
+
+def confirmations() -> Iterator[Vector]:
+    """What a destination acknowledges, and the same with one thing wrong."""
+    vouched = context()
+    fields = {**context_fields(vouched), "pen": str(PEN)}
+    good = confirming.confirmations(PAIR, vouched)
+    wrong = {
+        "good": good,
+        "of-another-pair": confirming.confirmations(Pair(PAIR.id, Secret(fixed("other", 32))), vouched),
+        "of-another-route": confirming.confirmations(PAIR, context(route=("vigo", "derio", "bilbao"))),
+        "of-another-scheme": confirming.confirmations(PAIR, context(scheme="masked")),
+        "swapped": dict(zip(good, reversed(good.values()), strict=True)),
+        "none": dict.fromkeys(good, b""),
+    }
+    for name, proofs in wrong.items():
+        saes = vouched.initiator, vouched.targets
+        acks = confirming.acks(list(proofs.items()), AckStatus.RELAYED, saes, PEN)
+        expect = "ok" if name == "good" else "tampered"
+        yield Vector(f"confirmation/{name}.txt", {"expect": expect, **fields}, encode_acks(acks, sealed=True))
+    body = encode_acks(confirming.acks(list(good.items()), AckStatus.RELAYED, ("a", ("b",)), PEN))
+    for name, old, new in (
+        ("version-2", b'"v":1', b'"v":2'),
+        ("one-proof-short", b'"proofs":"', b'"proofs":"' + b"AAAA"),
+        ("not-base64", b'"proofs":"', b'"proofs":"*'),
+        ("member-unknown", b'"v":1', b'"v":1,"w":1'),
+    ):
+        changed = body.replace(old, new, 1)
+        assert changed != body
+        yield Vector(f"confirmation/{name}.txt", {"expect": "tampered", **fields}, changed)
+
+
 # ---------------------------------------------------------------------- descriptors and statements
 
 
@@ -350,7 +383,9 @@ async def admitted(head: bytes, fields: dict[str, str]) -> bytes:
 
 
 def everything() -> list[Vector]:
-    return list(itertools.chain(envelopes(), payloads(), wrappings(), descriptors(), statements()))
+    return list(
+        itertools.chain(envelopes(), payloads(), wrappings(), confirmations(), descriptors(), statements())
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keyhaul import control
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.keys import Secret
-from keyhaul.messages import envelope, etsi020
+from keyhaul.messages import confirming, envelope, etsi020
 from keyhaul.messages.envelope import Header, Material
 from keyhaul.messages.payload import Context, Pair, Payload, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
@@ -134,6 +134,27 @@ def test_wrapping(vector: Vector) -> None:
     transfer = wrap(wrapping, vector.fields["callback"], pen)
     assert etsi020.encode_ext_keys(transfer, sealed=True) == vector.body
     assert unwrap(etsi020.decode_ext_keys(vector.body, sealed=True), pen) == wrapping
+
+
+# ---------------------------------------------------------------------- confirmations
+
+
+@vectors("confirmation")
+def test_confirmation(vector: Vector) -> None:
+    vouched = msgspec.json.decode(vector.fields["context"], type=Context)
+    pair, pen = Pair(vector.bytes_of("pair-id"), Secret(vector.bytes_of("pair-secret"))), vector.fields["pen"]
+    expected = confirming.confirmations(pair, vouched)
+    acks = etsi020.decode_acks(vector.body, sealed=True)
+    proofs = {
+        key_id: proof
+        for ack in acks
+        for key_id, proof in zip(ack.key_ids, confirming.proofs_of(ack, int(pen)), strict=True)
+    }
+    assert proofs.keys() == expected.keys()
+    if vector.expect == "ok":
+        assert proofs == expected
+    else:
+        assert not any(proofs[key_id] == expected[key_id] for key_id in expected)
 
 
 # ---------------------------------------------------------------------- descriptors and statements
