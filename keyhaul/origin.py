@@ -17,7 +17,14 @@ from uuid import UUID
 import structlog
 
 from keyhaul import lifecycle
-from keyhaul.errors import KeyhaulError, KeyNotFound, NoSuchTarget, Unauthorized, Unavailable
+from keyhaul.errors import (
+    ExtensionRefused,
+    KeyhaulError,
+    KeyNotFound,
+    NoSuchTarget,
+    Unauthorized,
+    Unavailable,
+)
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import Delivered, Order, Standing
 from keyhaul.minting import Mint
@@ -31,6 +38,7 @@ log = structlog.get_logger("keyhaul.origin")
 
 LARGEST_BLOCK = 64  # keys marked as handed out ahead of their requests, at most an eighth of the pool
 MAX_BATCH = 128  # keys relayed ahead in one message
+SHORTEST_TURN = 0.5  # seconds that another attempt is worth
 
 
 class _Wait:
@@ -39,12 +47,13 @@ class _Wait:
     def __init__(self, refs: Iterable[Ref], *, claims: bool) -> None:
         self.claims = claims
         self.open = set(refs)
-        self.failed = False
+        self.failed: list[Row] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def conclude(self, row: Row) -> None:
         self.open.discard(row.ref)
-        self.failed |= row.state is State.FAILED or row.state in (State.VOIDED, State.EXPIRED)
+        if row.state in (State.FAILED, State.VOIDED, State.EXPIRED):
+            self.failed.append(row)
         if (self.failed or not self.open) and not self.done.done():
             self.done.set_result(None)
 
@@ -83,12 +92,11 @@ class Origin:
         plain = not (order.options.keys() & {"keyhaul_scheme", "keyhaul_labels"})
         if plain and (ready := await self._take_ready(order)):
             return ready
-        at_once = self._site.settings.release == "immediate" or self._local(order)
-        batch = await self._batch(order, waiting=not at_once)
-        if at_once:
+        if self._site.settings.release == "immediate" or self._local(order):
+            batch = await self._batch(order, waiting=False)
             await self._relay.dispatch(batch)
         else:
-            await self._dispatch_and_wait(batch)
+            batch = await self._confirmed_batch(order)
         self._top_up(order)
         return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
 
@@ -103,7 +111,7 @@ class Origin:
                 f"this SAE is served by {home}", "ask there, or change the network's SAE table"
             )
 
-    async def _batch(self, order: Order, *, waiting: bool) -> Batch:
+    async def _batch(self, order: Order, *, waiting: bool, deadline: float | None = None) -> Batch:
         """Fresh keys; `waiting` keeps them for the master until they are handed out."""
         now = self._site.clock.now()
         settings = self._site.settings
@@ -113,7 +121,7 @@ class Origin:
             targets=order.targets,
             size=order.size,
             created=now,
-            deadline=now + settings.request_timeout,
+            deadline=deadline or now + settings.request_timeout,
             expires=now + settings.ttl,
             waiting=frozenset({MASTER} if waiting else ()),
             scheme=self._wanted(order),
@@ -132,6 +140,49 @@ class Origin:
 
     def _local(self, order: Order) -> bool:
         return all(leg == self._site.name for leg in self._site.legs(order.targets))
+
+    async def _confirmed_batch(self, order: Order) -> Batch:
+        """Keys that every target's node holds: over one way after another, while there is one and time.
+
+        Each attempt has keys and pads of its own and is void before the next one starts.
+        """
+        end = self._site.clock.now() + self._site.settings.request_timeout
+        problem: Unavailable | None = None
+        while True:
+            batch = await self._batch(order, waiting=True, deadline=self._turn(order, end))
+            try:
+                await self._dispatch_and_wait(batch)
+            except ExtensionRefused:
+                # Only the way that failed could have kept what was demanded.
+                if problem is None:
+                    raise
+                raise problem from None
+            except Unavailable as error:
+                problem = error
+                if not self._go_around(batch, end):
+                    raise
+                log.info("keys go another way", master=order.master, cause=error.cause)
+            else:
+                return batch
+
+    def _turn(self, order: Order, end: float) -> float:
+        """When this attempt gives up: half of the time left if there is another way, else all of it."""
+        now = self._site.clock.now()
+        others = [
+            self._relay.detours.other(self._relay.detours.way(leg, now), now)
+            for leg in self._site.legs(order.targets)
+            if leg != self._site.name and leg not in self._site.foreign
+        ]
+        return now + (end - now) / 2 if any(others) else end
+
+    def _go_around(self, batch: Batch, end: float) -> bool:
+        """Note which ways failed; whether each has another one, and there is time for it."""
+        now = self._site.clock.now()
+        failed = batch.failed or list(batch.ways.values())[-1:]
+        others = [self._relay.detours.other(hops, now) for hops in failed]
+        for hops in failed:
+            self._relay.detours.failed(hops, now)
+        return bool(others) and all(others) and end - now > SHORTEST_TURN
 
     async def _dispatch_and_wait(self, batch: Batch) -> None:
         refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
@@ -162,12 +213,13 @@ class Origin:
         rows = await self._settlement.abandon(refs)
         if len(rows) == len(refs) and all(row.state is State.TAKEN for row in rows):
             return
+        batch.failed = _failed_ways(batch, rows)
         for leg in self._site.legs(batch.targets):
             self._site.pairing.forget(leg)
         if wait.failed:
             raise Unavailable("the keys could not be delivered to every target", "ask again")
         raise Unavailable(
-            f"the far end did not confirm the keys within {self._site.settings.request_timeout:g} s",
+            f"the far end did not confirm the keys within {batch.deadline - batch.created:g} s",
             "ask again; the keys of this request were voided",
         )
 
@@ -274,7 +326,9 @@ class Origin:
                 with self._expecting(refs, claims=False) as wait:
                     await self._confirmed(batch, wait)
                 if wait.open or wait.failed:
-                    await self._settlement.abandon(wait.open)
+                    rows = await self._settlement.abandon(wait.open)
+                    batch.failed = _failed_ways(batch, [*wait.failed, *rows])
+                    self._go_around(batch, batch.deadline)
                     return
         except KeyhaulError as error:
             log.info("pool not filled", master=order.master, cause=error.cause)
@@ -336,3 +390,10 @@ class _FewerThanCounted(Exception):
     def __init__(self, refs: Sequence[Ref]) -> None:
         super().__init__()
         self.refs = refs
+
+
+def _failed_ways(batch: Batch, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The ways on which keys failed; where none says so, those that stayed silent."""
+    legs = [leg for row in rows for leg, state in row.legs.items() if state is State.FAILED]
+    silent = [leg for row in rows for leg, state in row.legs.items() if state is not State.RELAYED]
+    return [batch.ways[leg] for leg in dict.fromkeys(legs or silent) if leg in batch.ways]

@@ -21,6 +21,7 @@ from uuid import UUID
 import structlog
 
 from keyhaul import lifecycle
+from keyhaul.detours import Detours
 from keyhaul.errors import (
     Conflict,
     Malformed,
@@ -66,6 +67,9 @@ class Batch:
     demanded: frozenset[str] = frozenset()
     letter: Message | None = None
     trust: dict[str, str] | None = None
+    ways: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The nodes to each destination, the last one tried last."""
+    failed: list[tuple[str, ...]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -90,6 +94,7 @@ class Relay:
         self._outbox = outbox
         self._settlement = settlement
         self._letters = Letters(site)
+        self.detours = Detours(site.name, site.view)
 
     # ------------------------------------------------------------------ dispatch
 
@@ -129,7 +134,7 @@ class Relay:
         foreign = self.site.foreign.get(destination)
         if foreign is not None:
             return self._prepare_plain(batch, destination, targets)
-        hops = self.site.view.hops(self.site.name, destination)
+        hops = batch.ways[destination] = self.detours.way(destination, self.site.clock.now())
         scheme = choose_scheme(self.site, hops, batch.scheme, batch.demanded)
         statement = trust(scheme, hops, self.site.view.labels(hops), self.site.view.picture(hops))
         context = Context(

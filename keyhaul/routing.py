@@ -83,6 +83,7 @@ class Network:
             self._edges[frozenset((edge.a, edge.b))] = edge
             weight = self._costs[edge.kind] + _HOP
             self._graph.add_edge(self._index[edge.a], self._index[edge.b], weight)
+        self._everything = sum(self._graph.edges()) + 1.0
         self._tables = {name: self._distances(index) for name, index in self._index.items()}
 
     def route(
@@ -105,6 +106,31 @@ class Network:
     def hops(self, source: str, destination: str) -> tuple[str, ...]:
         """The nodes from source to destination. Raises NoRoute."""
         return self.route(source, destination).hops
+
+    def detour(self, source: str, destination: str, failed: Iterable[tuple[str, ...]]) -> Route:
+        """The cheapest of the ways that share fewest relays, and fewest links, with those that failed.
+
+        Raises NoRoute when every other way leads over all that failed.
+        """
+        self.route(source, destination)  # says it if there is none at all
+        failed = list(failed)
+        relays = {node for hops in failed for node in hops[1:-1]}
+        links = {frozenset(pair) for hops in failed for pair in itertools.pairwise(hops)}
+        rest = self._graph.copy()
+        for pair, edge in self._edges.items():
+            shared = sum(1 for node in pair if node in relays) + (pair in links)
+            a, b = self._index[edge.a], self._index[edge.b]
+            rest.update_edge(a, b, self._weight(edge.a, edge.b) + shared * self._everything)
+        found = rustworkx.dijkstra_shortest_paths(
+            rest, self._index[source], self._index[destination], weight_fn=float
+        )
+        hops = tuple(self._names[index] for index in found[self._index[destination]])
+        if hops in failed:
+            raise NoRoute(
+                f"there is no other way from {source} to {destination}", "add a link around the relays"
+            )
+        kinds = tuple(self.edge(a, b).kind for a, b in itertools.pairwise(hops))
+        return Route(hops, kinds, sum(self._costs[kind] for kind in kinds))
 
     def picture(self, hops: tuple[str, ...]) -> str:
         """A path as people read it; nodes that are not linked here are joined by `~`."""
@@ -156,7 +182,21 @@ class Network:
         for a, b, kind in zip(route.hops, route.hops[1:], route.kinds, strict=False):
             total += self._costs[kind]
             lines.append(f"  {a} {SYMBOLS[kind]} {b}: {kind} {self._costs[kind]:g}, so far {total:g}")
+        if not avoid:
+            lines.append(f"  {self._fallback(route)}")
         return "\n".join(lines)
+
+    def _fallback(self, route: Route) -> str:
+        """What is tried after this way failed, and which of its relays that one shares."""
+        if len(route.hops) < 2:
+            return "no link needed"
+        try:
+            other = self.detour(route.hops[0], route.hops[-1], [route.hops])
+        except NoRoute:
+            return "if it fails: there is no other way"
+        shared = [node for node in other.hops[1:-1] if node in route.hops]
+        note = f", which shares {', '.join(shared)}" if shared else ""
+        return f"if it fails: {other.picture()}  cost {other.cost:g}{note}"
 
     def _distances(self, index: int) -> dict[str, float]:
         lengths = rustworkx.dijkstra_shortest_path_lengths(self._graph, index, float)

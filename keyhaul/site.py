@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,6 +45,13 @@ class ForeignPeer:
     dialect: Dialect = Dialect.V1_1_1
 
 
+class Way(Protocol):
+    """A way through the network."""
+
+    @property
+    def hops(self) -> tuple[str, ...]: ...
+
+
 class View(Protocol):
     """What routing knows (see keyhaul.routing)."""
 
@@ -53,6 +60,9 @@ class View(Protocol):
 
     def hops(self, source: str, destination: str) -> tuple[str, ...]:
         """The nodes from source to destination. Raises NoRoute."""
+
+    def detour(self, source: str, destination: str, failed: Iterable[tuple[str, ...]]) -> Way:
+        """Another way than those that failed. Raises NoRoute."""
 
     def picture(self, hops: tuple[str, ...]) -> str:
         """The path as people read it: `a=b-c`."""

@@ -107,6 +107,7 @@ def test_explanation_adds_up_the_hops() -> None:
         "a=b-c  cost 3, 2 hop(s)",
         "  a = b: qkd 1, so far 1",
         "  b - c: pqc 2, so far 3",
+        "  if it fails: there is no other way",
     ]
 
 

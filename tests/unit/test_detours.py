@@ -1,0 +1,71 @@
+"""After a failure the next attempt shares as little as it can with what failed, and time heals."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyhaul.detours import LASTING, Detours
+from keyhaul.errors import NoRoute
+from tests.unit.test_routing import network
+
+
+def test_a_detour_avoids_all_relays_that_failed_if_it_can() -> None:
+    view = network("a=b=z a-c-d-z a=c")
+    assert view.route("a", "z").hops == ("a", "b", "z")
+    assert view.detour("a", "z", [("a", "b", "z")]).hops == ("a", "c", "d", "z")
+    assert view.detour("a", "z", [("a", "b", "z")]).cost == 5.0
+
+
+def test_a_detour_shares_fewest_relays_where_it_must_share_some() -> None:
+    view = network("a=m=b=z m-c-z")
+    assert view.detour("a", "z", [("a", "m", "b", "z")]).hops == ("a", "m", "c", "z")
+
+
+def test_between_neighbours_the_link_itself_is_gone_around() -> None:
+    assert network("a=z a-b-z").detour("a", "z", [("a", "z")]).hops == ("a", "b", "z")
+
+
+@pytest.mark.parametrize("links", ["a=b=z", "a=z", "a=b=c=z b-d"])
+def test_where_there_is_no_other_way_that_is_said(links: str) -> None:
+    view = network(links)
+    with pytest.raises(NoRoute, match="no other way"):
+        view.detour("a", "z", [view.route("a", "z").hops])
+    assert "no other way" in view.explain("a", "z")
+
+
+def test_no_way_at_all_is_another_error() -> None:
+    with pytest.raises(NoRoute, match="no link leads"):
+        network("a=b y=z").detour("a", "z", [])
+
+
+def test_the_explanation_names_the_fallback_and_what_it_shares() -> None:
+    text = network("a=m=b=z m-c-z").explain("a", "z")
+    assert "if it fails: a=m-c-z  cost 5, which shares m" in text
+    assert "which shares" not in network("a=b=z a-c-z").explain("a", "z")
+    assert "no link needed" in network("a=b").explain("a", "a")
+
+
+def test_ways_are_tried_in_turn_and_again_after_a_while() -> None:
+    detours = Detours("a", network("a=b=z a=c-z a-d-z"))
+    first = detours.way("z", 0.0)
+    assert first == ("a", "b", "z")
+    assert detours.other(first, 0.0)
+    detours.failed(first, 0.0)
+    second = detours.way("z", 1.0)
+    assert second == ("a", "c", "z")
+    detours.failed(second, 1.0)
+    third = detours.way("z", 2.0)
+    assert third == ("a", "d", "z")
+    assert not detours.other(third, 2.0)
+    assert sorted(detours.avoided(2.0)) == [first, second]
+    assert detours.way("z", LASTING) == first, "its time is over"
+    assert detours.avoided(LASTING) == [second]
+
+
+def test_when_all_ways_failed_all_are_forgotten() -> None:
+    detours = Detours("a", network("a=b=z a=c=z a=y"))
+    for way in (("a", "b", "z"), ("a", "c", "z")):
+        detours.failed(way, 0.0)
+    detours.failed(("a", "y"), 0.0)
+    assert detours.way("z", 1.0) == ("a", "b", "z")
+    assert detours.avoided(1.0) == [("a", "y")], "of this destination, not of others"
