@@ -11,10 +11,10 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types imports unit e2e sim soak chaos fuzz bench docs lock clean
+.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak chaos fuzz bench docs lock clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## make the virtual environment from the lock file
 
@@ -30,6 +30,9 @@ $(STAMP): requirements.lock requirements-build.lock requirements-hardware.lock r
 	  || echo "no Microsoft SEAL for this Python; going on without scheme blind at the ends"
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
+
+install-openfhe: install  ## OpenFHE in an environment of its own: profile `paper`, bench paper-b (needs CPython 3.10)
+	$(BIN)/python -m keyhaul.openfhe.install requirements-openfhe.lock
 
 demo: install  ## 56 keys between eight nodes in two regions, checked bit by bit
 	$(BIN)/keyhaul demo
