@@ -24,7 +24,10 @@ from uuid import UUID
 import structlog
 
 from keyhaul import __version__, config, vault
+from keyhaul.activity import Activity
 from keyhaul.control import Directory
+from keyhaul.dashboard.local import LocalSource, Trend, certificates
+from keyhaul.dashboard.pages import Pages
 from keyhaul.edge import admin, sae, tls
 from keyhaul.edge import peer as peering
 from keyhaul.edge.posting import HttpPeers
@@ -150,6 +153,7 @@ class Node:
         self._devices: list[Device] = []
         self.entropy = MixedEntropy()
         self._stack = contextlib.AsyncExitStack()
+        self._trends: dict[str, Trend] = {}
 
     # ------------------------------------------------------------------ start
 
@@ -301,6 +305,7 @@ class Node:
         self.outbox.seal = Letters(self.site).seal
         self.relay = Relay(self.site, self.outbox, self.settlement)
         self.origin = Origin(self.site, self.relay, self.settlement, self._tasks.spawn, self._mint())
+        self.activity = Activity(self.origin, time.monotonic)
 
     def _mint(self) -> Mint:
         """Profile `paper-a` hands out the local device's keys; everything else makes its own."""
@@ -325,11 +330,12 @@ class Node:
         callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in plain}
         drafts = frozenset(peer.name for peer in plain if peer.dialect == "draft-0.4")
         node_port = peering.NodePort(kernel, kinds, callbacks, drafts=drafts, federation=self.federation)
-        operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy)
+        operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy).application()
+        Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
         applications = {
-            "sae": (sae.SaeApplication(self.origin, self.config.limits).application(), sae.render, None),
+            "sae": (sae.SaeApplication(self.activity, self.config.limits).application(), sae.render, None),
             "node": (node_port.application(), peering.render, peering.BOUNDS),
-            "admin": (operators.application(), admin.render, None),
+            "admin": (operators, admin.render, None),
         }
         for name, listener in self.config.listeners:
             application, render, bounds = applications[name]
@@ -388,13 +394,28 @@ class Node:
             },
             "entropy": self.entropy.status(),
             "nodes_known": self.directory.nodes(),
-            "links": [
-                {"peer": link.peer, "kind": link.kind, "mode": link.mode.value, "level_bits": link.level()}
-                for link in self.links.values()
-            ],
+            "links": [self._link_status(link) for link in self.links.values()],
+            "silent": self.outbox.silent(),
             "pools": self.origin.pools.summary(),
             "outbox": self.outbox.waiting(),
             "unfinished": len(await self.vault.ledger.unfinished()),
+            "activity": self.activity.summary(),
+            "certificates": await certificates({name: each.cert for name, each in self.config.listeners}),
+        }
+
+    def _link_status(self, link: SealedLink) -> dict[str, Any]:
+        level = link.level()
+        trend = self._trends.setdefault(link.peer, Trend())
+        if level is not None:
+            trend.note(time.monotonic(), level)
+        return {
+            "peer": link.peer,
+            "kind": link.kind,
+            "mode": link.mode.value,
+            "level_bits": level,
+            # The level falls and rises between refills; that it falls means something while they fail.
+            "hours_left": trend.hours_left() if level is not None and link.trouble() else None,
+            "trouble": link.trouble(),
         }
 
     async def replace_entropy(self, table: Mapping[str, Any], operator: str) -> Mapping[str, Any]:

@@ -84,6 +84,10 @@ class Outbox:
         """Messages not yet answered, by neighbour."""
         return {peer: lane.waiting for peer, lane in self._lanes.items()}
 
+    def silent(self) -> list[str]:
+        """Neighbours that messages wait for and that did not answer the last attempt."""
+        return sorted(peer for peer, lane in self._lanes.items() if lane.pause and lane.waiting)
+
     def send(self, message: Message) -> None:
         """Start sending a message that is on disk."""
         self._spawn(self._deliver(message), f"outbox {message.path} to {message.peer}")

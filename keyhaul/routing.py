@@ -165,6 +165,10 @@ class Network:
         except KeyError:
             raise NoRoute(f"{a} and {b} are not linked", "route over nodes between them") from None
 
+    def links(self) -> list[Edge]:
+        """All links, in the order of their names."""
+        return list(self._edges.values())
+
     def neighbours(self, node: str) -> list[str]:
         """The nodes linked with one, in order."""
         return sorted(self._graph[i] for i in self._graph.neighbors(self._index[node]))

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that the optional parts of keyhaul need. keyhaul itself needs none of them.
 #
-#   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed]
+#   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser]
 #
 # Without a group: all of them. --list says what would be installed, and why, and changes nothing.
 set -eu
@@ -28,8 +28,12 @@ iproute2    network namespaces and links for the multi-host testbed (ip, tc)
 nftables    cuts links between the hosts of the testbed
 LIST
         ;;
+    browser) cat <<'LIST'
+chromium    a browser without a window, for the tests of the dashboard
+LIST
+        ;;
     *)
-        echo "unknown group '$1': the groups are tpm, pkcs11 and testbed" >&2
+        echo "unknown group '$1': the groups are tpm, pkcs11, testbed and browser" >&2
         return 2
         ;;
     esac
@@ -40,7 +44,7 @@ if [ "${1:-}" = --list ]; then
     list_only=yes
     shift
 fi
-[ $# -gt 0 ] || set -- tpm pkcs11 testbed
+[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser
 
 wanted=""
 for group in "$@"; do

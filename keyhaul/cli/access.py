@@ -38,9 +38,16 @@ def explicit(url: str, cert: Path | None, key: Path | None, ca: Path | None) -> 
     return Access(url, url, cert, key, ca)
 
 
+def one(
+    directory: Path | None, url: str, cert: Path | None, key: Path | None, ca: Path | None
+) -> Access | None:
+    """The one node that the options name; None if they name a testbed instead. Raises ConfigError."""
+    return None if directory is not None else explicit(url, cert, key, ca)
+
+
 def of_sae(directory: Path, sae: str) -> Access:
     """One SAE of a testbed. Raises ConfigError."""
-    saes = {each["id"]: each for each in _state(directory)["saes"]}
+    saes = {each["id"]: each for each in testbed(directory)["saes"]}
     if sae not in saes:
         raise ConfigError(f"no SAE {sae!r} in this testbed", f"use --as with one of {', '.join(saes)}")
     return _access(sae, saes[sae]["sae_url"], saes[sae])
@@ -48,7 +55,7 @@ def of_sae(directory: Path, sae: str) -> Access:
 
 def of_operator(directory: Path) -> list[Access]:
     """The admin ports of all nodes of a testbed. Raises ConfigError."""
-    state = _state(directory)
+    state = testbed(directory)
     return [_access(node["name"], node["admin_url"], state["admin"]) for node in state["nodes"]]
 
 
@@ -56,7 +63,8 @@ def _access(name: str, url: str, files: dict[str, str]) -> Access:
     return Access(name, url, Path(files["cert"]), Path(files["key"]), Path(files["ca"]))
 
 
-def _state(directory: Path) -> dict[str, Any]:
+def testbed(directory: Path) -> dict[str, Any]:
+    """What testbed.json says. Raises ConfigError."""
     file = directory / "testbed.json"
     try:
         state: dict[str, Any] = json.loads(file.read_text())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import typer
 
 from keyhaul import __version__
-from keyhaul.cli import bench, config, demo, init, operator, sae, testbed
+from keyhaul.cli import bench, config, dashboard, demo, init, operator, sae, testbed
 from keyhaul.cli.output import Json, document, say
 
 app = typer.Typer(
     name="keyhaul",
     help="Key delivery across federations of quantum key distribution networks.",
-    epilog="All commands: init, serve, status, version, demo, config check, testbed up, testbed down, "
-    "sae get, sae fetch, sae status, key trace. Exit codes: 0 it worked, 1 it did not, 2 misuse.",
+    epilog="All commands: init, serve, status, dashboard, version, demo, bench, config check, testbed up, "
+    "testbed down, sae get, sae fetch, sae status, key trace. "
+    "Exit codes: 0 it worked, 1 it did not, 2 misuse.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,6 +22,7 @@ app = typer.Typer(
 init.register(app)
 operator.register(app)
 demo.register(app)
+dashboard.register(app)
 bench.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(testbed.app, name="testbed")

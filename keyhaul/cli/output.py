@@ -16,8 +16,9 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
 def say(text: str) -> None:
-    """A line on stdout."""
+    """A line on stdout, at once: a program at the other end of a pipe may wait for it."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:

@@ -123,6 +123,10 @@ class SealedLink:
         """Bits of device key ready for sending; None on a `pqc` link."""
         return None if self._device is None else self._device.level()
 
+    def trouble(self) -> str:
+        """Why the last refill of one-time or device keys failed; empty when it worked."""
+        return self._peer_keys.trouble or ("" if self._device is None else self._device.supply.trouble)
+
     # --- sending
 
     async def grant(self, pad_bytes: int, *, deadline: float) -> SealedGrant:

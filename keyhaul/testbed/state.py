@@ -34,7 +34,7 @@ def describe(
             {"id": sae, "node": node, "sae_url": urls[node]["sae"], **pem_paths(made.saes[sae])}
             for sae, node in homes.items()
         ],
-        "devices": _devices(layout, pid_of),
+        "devices": _devices(layout, made, pid_of),
         "links": [{"a": link.a, "b": link.b, "kind": link.kind} for link in layout.topology.links],
     }
 
@@ -48,7 +48,7 @@ def _authorities(layout: Layout) -> dict[str, Any]:
     return {"node": str(pki / "node-anchors.pem"), **per_domain}
 
 
-def _devices(layout: Layout, pid_of: Callable[[str], int]) -> list[dict[str, Any]]:
+def _devices(layout: Layout, made: Certificates, pid_of: Callable[[str], int]) -> list[dict[str, Any]]:
     """A device that has ended is left out: it took its address with it."""
     return [
         {
@@ -57,6 +57,7 @@ def _devices(layout: Layout, pid_of: Callable[[str], int]) -> list[dict[str, Any
             "link": spot.link.name,
             "url": layout.device_url(spot.name),
             "pid": pid_of(spot.name),
+            "operator": pem_paths(made.operators[layout.domains[spot.link.a]]),
         }
         for spot in layout.spots
         if pid_of(spot.name)

@@ -1,0 +1,94 @@
+"""One node's own view: the network as configured, and how this node stands in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from cryptography import x509
+
+from keyhaul.dashboard.source import Json, explained, picture, summed_up
+from keyhaul.errors import Refused
+from keyhaul.routing import Network
+
+TREND = 60.0  # seconds over which the use of a link is measured
+
+
+class LocalSource:
+    """`status` and `trace` are the node's own; see `dashboard.source.Source`."""
+
+    def __init__(
+        self,
+        network: Network,
+        status: Callable[[], Awaitable[Json]],
+        trace: Callable[[UUID], Awaitable[Sequence[Json]]],
+    ) -> None:
+        self._network = network
+        self._status = status
+        self._trace = trace
+
+    async def network(self) -> Json:
+        return picture(self._network)
+
+    async def snapshot(self) -> Json:
+        return summed_up([await self._status()], time.time())
+
+    async def trace(self, key_id: UUID) -> Sequence[Json]:
+        return await self._trace(key_id)
+
+    async def route(self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]) -> Json:
+        return explained(self._network, source, destination, avoid)
+
+    async def devices(self) -> Sequence[Json]:
+        return []
+
+    async def turn(self, device: str, knobs: Json) -> Json:
+        raise Refused("a node has no say over devices", "open the dashboard with --dir of a testbed")
+
+
+class Trend:
+    """Levels of one link over the last minute, and when it will be empty. Times in seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, now: float, bits: int) -> None:
+        """Remember a level."""
+        self._seen.append((now, bits))
+        while self._seen[0][0] < now - TREND:
+            self._seen.popleft()
+
+    def hours_left(self) -> float | None:
+        """Hours until the link is empty at the rate of the last minute; None while it holds or grows."""
+        (first, before), (last, now) = self._seen[0], self._seen[-1]
+        if last - first < TREND / 2 or now >= before:
+            return None
+        return now * (last - first) / (before - now) / 3600
+
+
+async def certificates(files: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """By port: the certificate's file, its subject, and the days it is good for (negative: expired)."""
+    return await asyncio.to_thread(lambda: list(_certificates(files.items())))
+
+
+def _certificates(files: Iterable[tuple[str, Path]]) -> Iterable[dict[str, Any]]:
+    now = datetime.now(UTC)
+    for port, file in files:
+        try:
+            certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        except (OSError, ValueError):
+            yield {"port": port, "file": str(file), "subject": "cannot be read", "days_left": -1.0}
+            continue
+        left = certificate.not_valid_after_utc - now
+        yield {
+            "port": port,
+            "file": str(file),
+            "subject": certificate.subject.rfc4514_string(),
+            "days_left": round(left.total_seconds() / 86_400, 2),
+        }

@@ -1,0 +1,81 @@
+"""What the page shows, wherever it comes from: one node's own view, or that of many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+from keyhaul.dashboard.arrange import arrange
+from keyhaul.dashboard.faults import faults
+from keyhaul.errors import NoRoute
+from keyhaul.routing import Network
+
+Json = Mapping[str, Any]
+
+
+class Source(Protocol):
+    """Everything the page may ask. Nothing of it is secret; every answer is JSON."""
+
+    async def network(self) -> Json:
+        """Nodes with domains, positions and SAEs; links. What configurations say."""
+
+    async def snapshot(self) -> Json:
+        """Statuses of the nodes and their faults, now."""
+
+    async def trace(self, key_id: UUID) -> Sequence[Json]:
+        """Rows of one key, on every node asked."""
+
+    async def route(self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]) -> Json:
+        """The way between two nodes without some nodes and links, and why."""
+
+    async def devices(self) -> Sequence[Json]:
+        """Simulated devices whose knobs can be turned; empty outside a testbed."""
+
+    async def turn(self, device: str, knobs: Json) -> Json:
+        """Turn knobs of a simulated device. Raises Refused where there is none."""
+
+
+def picture(network: Network) -> dict[str, Any]:
+    """A network as the map draws it."""
+    links = network.links()
+    places = arrange(network.domains, [(edge.a, edge.b) for edge in links])
+    return {
+        "nodes": [
+            {
+                "name": name,
+                "domain": domain,
+                "saes": network.saes(name),
+                "x": places[name][0],
+                "y": places[name][1],
+            }
+            for name, domain in network.domains.items()
+        ],
+        "links": [{"a": edge.a, "b": edge.b, "kind": edge.kind, "mode": edge.mode} for edge in links],
+    }
+
+
+def explained(
+    network: Network, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]
+) -> dict[str, Any]:
+    """A route with its reasons; `hops` is empty where there is none."""
+    text = network.explain(source, destination, avoid)
+    try:
+        route = network.route(source, destination, avoid)
+    except NoRoute:
+        return {"hops": [], "picture": "", "cost": None, "explanation": text}
+    return {
+        "hops": list(route.hops),
+        "picture": route.picture(),
+        "cost": route.cost,
+        "explanation": text,
+    }
+
+
+def summed_up(statuses: Sequence[Json], now: float) -> dict[str, Any]:
+    """A snapshot out of statuses; `now` in Unix seconds."""
+    return {
+        "time": now,
+        "nodes": {str(status["name"]): status for status in statuses},
+        "faults": [fault.plain() for fault in faults(statuses)],
+    }

@@ -1,0 +1,89 @@
+// Panels beside the map: everything is set as text, never as markup, for names come from configurations.
+
+export function element(name, text = "", attributes = {}) {
+  const made = document.createElement(name);
+  if (text !== "") made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+export function bits(number) {
+  if (number === null || number === undefined) return "no device";
+  for (const [size, unit] of [[1e9, "Gbit"], [1e6, "Mbit"], [1e3, "kbit"]]) {
+    if (number >= size) return `${(number / size).toFixed(1)} ${unit}`;
+  }
+  return `${number} bit`;
+}
+
+export function facts(pairs) {
+  const list = element("dl");
+  for (const [name, value] of pairs) list.append(element("dt", name), element("dd", String(value)));
+  return list;
+}
+
+export function fill(body, rows) {
+  body.replaceChildren(...rows.map((cells) => {
+    const row = element("tr");
+    row.append(...cells.map((cell) => {
+      if (cell instanceof Node) { const box = element("td"); box.append(cell); return box; }
+      return element("td", String(cell));
+    }));
+    return row;
+  }));
+}
+
+export function showFaults(list, faults) {
+  const items = faults.map((fault) => {
+    const item = element("li", "", { class: fault.severity });
+    item.append(
+      element("strong", `${fault.where.length > 2 ? fault.where.join(", ") : fault.where.join(" – ")}: ${fault.what}`),
+      element("span", `Next: ${fault.next_step}.`),
+    );
+    return item;
+  });
+  if (!items.length) items.push(element("li", "None. Every node that answers is well.", { class: "none" }));
+  const said = items.map((item) => item.textContent).join("\n");
+  if (list.dataset.said === said) return; // a screen reader is told of changes only
+  list.dataset.said = said;
+  list.replaceChildren(...items);
+}
+
+export function showTrace(box, rows, keyId) {
+  if (!rows.length) {
+    box.replaceChildren(element("p", `No node asked knows key ${keyId}.`));
+    return;
+  }
+  const start = Math.min(...rows.map((row) => row.created));
+  const first = rows[0];
+  const list = element("ol", "", { class: "timeline" });
+  for (const row of rows) {
+    const bad = ["failed", "voided", "expired"].includes(row.state);
+    const item = element("li", "", { class: bad ? "bad" : "" });
+    item.append(element("b", row.node), element("span", row.state));
+    const steps = row.history.map((step) => `${step.state} after ${((step.at - start) * 1000).toFixed(0)} ms`);
+    item.append(element("div", steps.join(", ")));
+    list.append(item);
+  }
+  const trust = Object.entries(first.trust || {}).map(([name, value]) => `${name}: ${value}`).join(", ");
+  box.replaceChildren(
+    element("p", `${first.size} bits of ${first.initiator} for ${first.targets.join(", ")}. ${trust}`),
+    list,
+  );
+}
+
+export function showChart(svg, text, perSecond, waits) {
+  const most = Math.max(1, ...perSecond);
+  svg.setAttribute("viewBox", `0 0 ${perSecond.length - 1} 100`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  const line = perSecond.map((value, at) => `${at ? "L" : "M"}${at} ${96 - (value / most) * 90}`).join("");
+  const shapes = [["area", `${line}L${perSecond.length - 1} 100L0 100Z`], ["", line]].map(([kind, path]) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    made.setAttribute("d", path);
+    if (kind) made.setAttribute("class", kind);
+    return made;
+  });
+  svg.replaceChildren(...shapes);
+  const now = perSecond.slice(-6, -1).reduce((sum, value) => sum + value, 0) / 5;
+  const wait = waits.length ? ` Applications wait ${waits.join(", ")}.` : "";
+  text.textContent = `Last ${perSecond.length} s; ${now.toFixed(1)} keys/s now, at most ${most} in one second.${wait}`;
+}
