@@ -86,7 +86,7 @@ def server_context(credentials: Credentials, policy: Policy) -> ssl.SSLContext:
 
     Raises ConfigError, naming the file and the remedy, if a file is missing, unreadable or does not fit.
     """
-    return _context(credentials, policy, server_side=True)
+    return _context(credentials, credentials.ca, policy, server_side=True)
 
 
 def client_context(credentials: Credentials, policy: Policy) -> ssl.SSLContext:
@@ -94,7 +94,15 @@ def client_context(credentials: Credentials, policy: Policy) -> ssl.SSLContext:
 
     Raises ConfigError as `server_context` does.
     """
-    return _context(credentials, policy, server_side=False)
+    return _context(credentials, credentials.ca, policy, server_side=False)
+
+
+def anonymous_context(ca: Path, policy: Policy) -> ssl.SSLContext:
+    """A context for a caller without any certificate, to see that a port turns it away.
+
+    Raises ConfigError as `server_context` does.
+    """
+    return _context(None, ca, policy, server_side=False)
 
 
 def peer_certificate(transport: asyncio.BaseTransport | None) -> x509.Certificate:
@@ -126,15 +134,15 @@ def _tls(transport: asyncio.BaseTransport | None) -> TlsObject:
     return tls
 
 
-def _context(credentials: Credentials, policy: Policy, *, server_side: bool) -> TlsContext:
-    build = functools.partial(_build, credentials, _PROFILES[policy], server_side)
+def _context(own: Credentials | None, ca: Path, policy: Policy, *, server_side: bool) -> TlsContext:
+    build = functools.partial(_build, own, ca, _PROFILES[policy], server_side)
     demanded = frozenset(group.lower() for group in PQ_GROUPS) if policy is Policy.PQ else frozenset[str]()
     context = TlsContext(build, server_side=server_side, groups=demanded)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if policy is Policy.PQ else ssl.TLSVersion.TLSv1_2
     return context
 
 
-def _build(credentials: Credentials, profile: _Profile, server_side: bool) -> SSL.Context:
+def _build(own: Credentials | None, ca: Path, profile: _Profile, server_side: bool) -> SSL.Context:
     context = SSL.Context(SSL.TLS_SERVER_METHOD if server_side else SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(profile.version)
     context.set_max_proto_version(0)  # no upper limit
@@ -144,9 +152,10 @@ def _build(credentials: Credentials, profile: _Profile, server_side: bool) -> SS
     context.set_mode(_NO_AUTO_CHAIN)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     restrict(context, profile.groups, _SIGNATURES)
-    _show(context, credentials)
-    anchors = _certificates(credentials.ca)
-    context.load_verify_locations(str(credentials.ca))
+    if own is not None:
+        _show(context, own)
+    anchors = _certificates(ca)
+    context.load_verify_locations(str(ca))
     if server_side:
         for anchor in anchors:  # the list of names lets a client with many certificates pick the right one
             context.add_client_ca(anchor)
