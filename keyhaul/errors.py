@@ -14,6 +14,7 @@
     │   ├── InsufficientKey  503  a link on the way has not enough key material now
     │   ├── PeerUnreachable  503  a neighbour or device does not answer
     │   ├── StoreUnavailable 503  the store could not save, so nothing was promised
+    │   ├── Busy             503  more than the caller's part of this node; come back later
     │   └── Unsupported      503  a mandatory 020 extension this node does not implement
     ├── Tampered             401  authentication of bytes failed; never says how or where
     ├── Conflict             503  a retry whose content differs from what was accepted
@@ -94,6 +95,15 @@ class PeerUnreachable(Unavailable):
 
 class StoreUnavailable(Unavailable):
     pass
+
+
+class Busy(Unavailable):
+    """A limit of `[admission]` was met; nothing was begun. `reason` is one of a few words, for counting."""
+
+    def __init__(self, reason: str, cause: str, retry_after: int) -> None:
+        super().__init__(cause, f"come back in {retry_after} s, or have the limit raised")
+        self.reason = reason
+        self.retry_after = retry_after
 
 
 class Unsupported(Unavailable):

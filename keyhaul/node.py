@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,13 +26,16 @@ import structlog
 
 from keyhaul import __version__, config, vault
 from keyhaul.activity import Activity
+from keyhaul.admission import Admission
 from keyhaul.control import Directory
 from keyhaul.dashboard.local import LocalSource, Trend, certificates
 from keyhaul.dashboard.pages import Pages
 from keyhaul.edge import admin, sae, tls
 from keyhaul.edge import peer as peering
+from keyhaul.edge.accepting import Crowd
 from keyhaul.edge.posting import HttpPeers
-from keyhaul.edge.server import Port, bind
+from keyhaul.edge.server import Bounds, Port, bind
+from keyhaul.edge.turns import Holdings, Turns
 from keyhaul.entropy import MixedEntropy, configured
 from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
 from keyhaul.gossip import Gossip
@@ -146,6 +150,7 @@ class Node:
         self.config = settings
         self.urls: dict[str, str] = {}
         self._paper_a = settings.delivery.profile == "paper-a"
+        self.admission = Admission(settings.admission)
         self._tasks = Tasks()
         self._clock = WallClock()
         self._started = time.time()
@@ -298,6 +303,7 @@ class Node:
             settings=_settings(settings),
             callback=self.urls["node"] + PATHS["ack"],
             foreign=_foreign(settings),
+            quota=self.admission,
         )
         self.outbox = Outbox(self.peers, self._clock, self._tasks.spawn)
         self.settlement = Settlement(self.site, self.outbox)
@@ -329,18 +335,23 @@ class Node:
         }
         callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in plain}
         drafts = frozenset(peer.name for peer in plain if peer.dialect == "draft-0.4")
-        node_port = peering.NodePort(kernel, kinds, callbacks, drafts=drafts, federation=self.federation)
+        turns = Turns(self.admission, time.monotonic)
+        node_port = peering.NodePort(
+            kernel, kinds, callbacks, drafts=drafts, federation=self.federation, turns=turns
+        )
+        saes = sae.SaeApplication(self.activity, self.config.limits, turns)
         operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy).application()
         Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
         applications = {
-            "sae": (sae.SaeApplication(self.activity, self.config.limits).application(), sae.render, None),
+            "sae": (saes.application(), sae.render, Bounds()),
             "node": (node_port.application(), peering.render, peering.BOUNDS),
-            "admin": (operators, admin.render, None),
+            "admin": (operators, admin.render, Bounds()),
         }
         for name, listener in self.config.listeners:
             application, render, bounds = applications[name]
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
             context = tls.server_context(credentials, tls.Policy(listener.tls))
+            bounds = replace(bounds, crowd=_crowd(self.config))
             port = Port(name, application, render, _CALLERS[name], context, bounds)
             await port.open([sockets[name]])
             self._stack.push_async_callback(port.close)
@@ -349,6 +360,7 @@ class Node:
         spawn = self._tasks.spawn
         spawn(self.gossip.run(), "gossip")
         spawn(self._sweep(), "sweep")
+        spawn(Holdings(self.admission, self.vault.ledger).run(), "holdings")
         for name, refill in self.refills.items():
             spawn(refill.run(), f"refill {name}")
 
@@ -397,6 +409,7 @@ class Node:
             "links": [self._link_status(link) for link in self.links.values()],
             "silent": self.outbox.silent(),
             "pools": self.origin.pools.summary(),
+            "admission": self.admission.summary(),
             "outbox": self.outbox.waiting(),
             "unfinished": len(await self.vault.ledger.unfinished()),
             "activity": self.activity.summary(),
@@ -469,6 +482,13 @@ def _settings(settings: config.NodeConfig) -> Settings:
         key_size=settings.limits.key_size,
         pen=settings.extension_pen,
         max_key_count=settings.limits.max_key_count,
+    )
+
+
+def _crowd(settings: config.NodeConfig) -> Crowd:
+    rules = settings.admission
+    return Crowd(
+        rules.connections, rules.connections_per_client, rules.handshakes, rules.handshakes_per_address
     )
 
 

@@ -124,8 +124,10 @@ class Link(Protocol):
     symbol: str  # how a path shows it: "=" or "-" or "~"
     labels: frozenset[str]  # what it gives against wiretappers: "its-wire", "pq", "qkd"
 
-    async def grant(self, pad_bytes: int, *, deadline: float) -> Grant:
+    async def grant(self, pad_bytes: int, *, deadline: float, payer: str = "") -> Grant:
         """Material for one message with a pad of `pad_bytes`; waits at most until Unix `deadline`.
+
+        Who waits is served in turns between payers: the SAE, or at a relay the neighbour, it is for.
 
         Raises InsufficientKey when the devices have too little, PeerUnreachable when the neighbour
         has to be asked and does not answer.

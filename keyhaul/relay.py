@@ -154,7 +154,7 @@ class Relay:
             pair = await self.site.pairing.outgoing(destination, batch.deadline)
         payload = scheme.originate([key for _, key in batch.keys], context, pair)
         grant, message = await self._hand_on(
-            scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline
+            scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline, batch.initiator
         )
         proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
         return _Leg(destination, hops[1], targets, hops, statement, message, grant, proofs)
@@ -172,11 +172,18 @@ class Relay:
         return _Leg(peer, peer, targets, (self.site.name, peer), statement, message, None)
 
     async def _hand_on(
-        self, scheme: Scheme, wrapping: Wrapping, peer: str, pad_in: bytes | None, deadline: float
+        self,
+        scheme: Scheme,
+        wrapping: Wrapping,
+        peer: str,
+        pad_in: bytes | None,
+        deadline: float,
+        payer: str,
     ) -> tuple[Grant, Message]:
-        """Put the next pad on a payload and seal it for a neighbour."""
+        """Put the next pad on a payload and seal it for a neighbour, at the expense of `payer`."""
         payload = wrapping.payload
-        grant = await self.site.link(peer).grant(scheme.pad_bytes(payload), deadline=deadline)
+        link = self.site.link(peer)
+        grant = await link.grant(scheme.pad_bytes(payload), deadline=deadline, payer=payer)
         try:
             padded = scheme.transit(payload, pad_in, grant.pad())
             transfer = wrap(
@@ -266,6 +273,7 @@ class Relay:
         wrapping = replace(wrapping, deadline=min(wrapping.deadline, longest))
         if wrapping.context.expires > longest + CLOCK_SKEW:
             raise Malformed("the keys are to be kept for longer than this node keeps any", "lower ttl there")
+        self.site.quota.keys(peer, len(wrapping.context.key_ids), self.site.clock.now())
         if wrapping.context.destination == self.site.name:
             await self._arrive(peer, wrapping, opened)
         else:
@@ -286,7 +294,7 @@ class Relay:
         scheme = self._scheme(context.scheme)
         pad_in = opened.pad(scheme.pad_bytes(wrapping.payload))
         patience = min(wrapping.deadline, now + HOP_PATIENCE)
-        grant, message = await self._hand_on(scheme, wrapping, hop, pad_in, patience)
+        grant, message = await self._hand_on(scheme, wrapping, hop, pad_in, patience, peer)
         rows = [self._accepted(peer, wrapping, key_id, now) for key_id in context.key_ids]
         for row in rows:
             row.legs, row.peers = {context.destination: State.SENDING}, {context.destination: hop}
@@ -386,6 +394,7 @@ class Relay:
         if known := await self._same_again(peer, transfer):
             await self._answer_again(peer, transfer, known)
             return
+        self.site.quota.keys(peer, len(transfer.keys), now)
         batch = Batch(
             keys=[(key.key_id, Secret(key.value)) for key in transfer.keys],
             initiator=transfer.initiator_sae_id,

@@ -205,6 +205,8 @@ class Settlement:
             ]
             legs = self.site.legs(request.target_sae_ids)
             unseen = [Ref(key_id, self.site.name if leg in self.site.foreign else leg) for leg in legs]
+            if not rows:  # each will be a tombstone
+                self.site.quota.keys(peer, len(unseen), self.site.clock.now())
             refs.extend([row.ref for row in rows] or unseen)
         return list(dict.fromkeys(refs))
 

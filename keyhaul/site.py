@@ -71,6 +71,18 @@ class View(Protocol):
         """What each link on the way promises against wiretappers."""
 
 
+class Quota(Protocol):
+    """What neighbours may cost this node (see keyhaul.admission)."""
+
+    def keys(self, peer: str, number: int, now: float) -> None:
+        """A neighbour is about to fill so many rows. Raises Unavailable; then nothing may be kept."""
+
+
+class _NoQuota:
+    def keys(self, peer: str, number: int, now: float) -> None:
+        """As many as it likes."""
+
+
 @dataclass(slots=True)
 class Site:
     """Everything a step of the relay may use. Nothing in it is global."""
@@ -85,6 +97,7 @@ class Site:
     settings: Settings
     callback: str = ""
     foreign: Mapping[str, ForeignPeer] = field(default_factory=dict)
+    quota: Quota = field(default_factory=_NoQuota)
 
     def link(self, peer: str) -> Link:
         """The link to a neighbour. Raises PeerUnreachable if there is none."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from keyhaul.admission import Rules
 from keyhaul.policy import Limits
 
 Tls = Literal["pq", "compatible", "classic"]
@@ -232,3 +233,4 @@ class NodeConfig:
     extension_pen: int
     ready_file: Path | None = None
     entropy: EntropyConfig = EntropyConfig()
+    admission: Rules = field(default_factory=Rules)

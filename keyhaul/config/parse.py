@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from keyhaul.config import model
+from keyhaul.config.admission import read_admission
 from keyhaul.config.entropy import read_entropy
 from keyhaul.config.network import check_peers, read_network
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
@@ -84,6 +85,7 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         extension_pen=_pen(root),
         ready_file=root.optional_file("ready_file"),
         entropy=read_entropy(root.section("entropy", required=False)),
+        admission=read_admission(root.section("admission", required=False)),
     )
 
 

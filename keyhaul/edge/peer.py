@@ -16,6 +16,7 @@ from aiohttp import web
 
 from keyhaul.edge.neighbours import neighbour_of
 from keyhaul.edge.server import Bounds, Handler, read_body
+from keyhaul.edge.turns import Turns
 from keyhaul.errors import KeyhaulError, Malformed, Refused, Unauthorized
 from keyhaul.identity import Federation
 from keyhaul.messages import etsi020
@@ -83,12 +84,14 @@ class NodePort:
         *,
         drafts: frozenset[str] = frozenset(),
         federation: Federation | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._kernel = kernel
         self._peers = peers
         self._callbacks = callbacks
         self._drafts = drafts
         self._federation = federation
+        self._turns = turns
 
     def application(self) -> web.Application:
         """The routes, ready for a listener that demands client certificates."""
@@ -147,6 +150,8 @@ class NodePort:
 
         async def handle(request: web.Request) -> web.Response:
             peer = self._entitled(request, kind)
+            if self._turns is not None:
+                self._turns.message(peer)
             try:
                 return await act(peer, await read_body(request), request)
             except Refused as error:

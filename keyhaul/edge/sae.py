@@ -8,13 +8,16 @@ fault is the sender's, and 503 would invite it to send the same again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
 from aiohttp import web
 
+from keyhaul.admission import Admission, Rules
 from keyhaul.edge.server import caller_of, read_body
+from keyhaul.edge.turns import Turns
 from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused, TimedOut, Unauthorized
 from keyhaul.messages import etsi014
 from keyhaul.messages.etsi014 import TRUST, Delivered, KeyIds, KeyRequest, Order, Refusal, Standing
@@ -45,9 +48,10 @@ class Delivery(Protocol):
 class SaeApplication:
     """The five calls of clause 5, on top of a kernel and the limits the node announces."""
 
-    def __init__(self, delivery: Delivery, limits: Limits | None = None) -> None:
+    def __init__(self, delivery: Delivery, limits: Limits | None = None, turns: Turns | None = None) -> None:
         self._delivery = delivery
         self._limits = limits or Limits()
+        self._turns = turns or Turns(Admission(Rules()), time.monotonic)
 
     def application(self) -> web.Application:
         """The routes. HEAD is not among them: on enc_keys it would take keys and deliver nothing."""
@@ -63,30 +67,41 @@ class SaeApplication:
 
     async def status(self, request: web.Request) -> web.Response:
         """Get status (5.1)."""
-        master = caller_of(request)
+        master = self._caller(request)
         slave = check_sae(_sae_in(request))
         standing = await self._delivery.status(master, slave)
         return _json(200, etsi014.encode_status(self._limits.status(master, slave, standing)))
 
     async def enc_keys_short(self, request: web.Request) -> web.Response:
         """Get key (5.2) with GET."""
+        self._caller(request)
         return await self._request(request, etsi014.request_from_query(_query(request)))
 
     async def enc_keys(self, request: web.Request) -> web.Response:
         """Get key (5.2) with POST. The content type is not looked at; the body must be JSON."""
+        self._caller(request)
         return await self._request(request, etsi014.decode_request(await read_body(request)))
 
     async def dec_keys_short(self, request: web.Request) -> web.Response:
         """Get key with key IDs (5.3) with GET."""
+        self._caller(request)
         return await self._fetch(request, etsi014.key_ids_from_query(_query(request)))
 
     async def dec_keys(self, request: web.Request) -> web.Response:
         """Get key with key IDs (5.3) with POST."""
+        self._caller(request)
         return await self._fetch(request, etsi014.decode_key_ids(await read_body(request)))
+
+    def _caller(self, request: web.Request) -> str:
+        """Who calls, if it may do so now: asked before its body is read. Raises Busy."""
+        caller = caller_of(request)
+        self._turns.call(caller)
+        return caller
 
     async def _request(self, request: web.Request, asked: KeyRequest) -> web.Response:
         order = self._limits.check(caller_of(request), _sae_in(request), asked)
-        keys = await self._delivery.request(order)
+        async with self._turns.turn(order):
+            keys = await self._delivery.request(order)
         return _container(keys, [order.size] * order.number, trust=order.options.get(TRUST) is True)
 
     async def _fetch(self, request: web.Request, asked: KeyIds) -> web.Response:

@@ -12,7 +12,7 @@ import socket
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -20,14 +20,22 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from cryptography import x509
 
+from keyhaul.edge.accepting import Acceptor, Crowd, Traffic
 from keyhaul.edge.tls import peer_certificate
-from keyhaul.errors import ConfigError, KeyhaulError, Malformed, Refused, TimedOut, TooLarge, Unavailable
+from keyhaul.errors import (
+    Busy,
+    ConfigError,
+    KeyhaulError,
+    Malformed,
+    Refused,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Render = Callable[[KeyhaulError], web.Response]
 NameOf = Callable[[x509.Certificate], str]
-
-TLS_SHUTDOWN = 2.0  # seconds to say goodbye
 
 log = structlog.get_logger("keyhaul.edge")
 
@@ -39,10 +47,11 @@ class Bounds:
     `idle` runs from the opening of a connection, or from its last answer, until the next request's header
     is complete; so it also ends connections that send their header drop by drop. `body_time` is for one
     whole body; a sender that was refused before its end may go on for `linger`, so that it can read the
-    answer. On closing, requests in progress get `grace` to finish.
+    answer. On closing, requests in progress get `grace` to finish. `crowd`: how many connections.
     """
 
     body: int = 1024 * 1024
+    crowd: Crowd = field(default_factory=Crowd)
     handshake: float = 10.0
     idle: float = 60.0
     body_time: float = 15.0
@@ -72,7 +81,8 @@ class Port:
         self.bounds = bounds or Bounds()
         self._tls = tls
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=self.bounds.grace)
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
+        self.traffic = Traffic()
         application.middlewares.insert(0, self._middleware())
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
@@ -82,34 +92,32 @@ class Port:
         assert self._runner.server is not None
         connection = functools.partial(Connection, self._runner.server, self, loop=loop)
         for listener in sockets:
-            server = await loop.create_server(
-                connection,
-                sock=listener,
-                ssl=self._tls,
-                backlog=1024,
-                ssl_handshake_timeout=self.bounds.handshake,
-                ssl_shutdown_timeout=TLS_SHUTDOWN,
+            self._acceptors.append(
+                Acceptor(
+                    listener, self._tls, connection, self.bounds.crowd, self.traffic, self.bounds.handshake
+                )
             )
-            self._servers.append(server)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port of every listener."""
-        return [listener.getsockname()[:2] for server in self._servers for listener in server.sockets]
+        return [acceptor.listener.getsockname()[:2] for acceptor in self._acceptors]
 
     async def close(self) -> None:
         """Stop listening, let requests in progress finish for at most `grace` seconds, hang up."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            await acceptor.close()
         await self._runner.cleanup()
-        self._servers.clear()
+        self._acceptors.clear()
 
     def _middleware(self) -> Middleware:
         @web.middleware
         async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
             try:
-                caller_of(request)
-                return await handler(request)
+                self._count(request)
+                response = await handler(request)
+                self.traffic.answers[response.status] += 1
+                return response
             except ConnectionError as lost:
                 if request.transport is None:
                     raise  # nobody is left to answer
@@ -125,13 +133,37 @@ class Port:
 
         return answer
 
+    def _count(self, request: web.BaseRequest) -> None:
+        """Whose connection this is; a client with too many gets its answer on this one, and no more."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        known = connection.caller is not None
+        caller = caller_of(request)
+        if not known:
+            self.traffic.clients[caller] += 1
+        if not known and self.traffic.clients[caller] > self.bounds.crowd.per_client:
+            connection.surplus = True
+        if connection.surplus:
+            most = self.bounds.crowd.per_client
+            raise Busy("connections", f"this client has more than {most} connections", 2)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self.traffic.connections -= 1
+        if connection.caller is not None:
+            self.traffic.clients[connection.caller] -= 1
+            if not self.traffic.clients[connection.caller]:
+                del self.traffic.clients[connection.caller]
+
     def _refuse(
         self, request: web.BaseRequest, error: KeyhaulError, allow: str | None = None
     ) -> web.Response:
         response = self.render(error)
         if allow is not None:
             response.headers["Allow"] = allow
-        if not request.content.is_eof():  # the rest of a body is never taken for the next request
+        self.traffic.answers[response.status] += 1
+        surplus = isinstance(request.protocol, Connection) and request.protocol.surplus
+        if surplus or not request.content.is_eof():  # the rest of a body is never taken for the next request
             response.force_close()
         caller = request.protocol.caller if isinstance(request.protocol, Connection) else None
         log.warning(
@@ -156,7 +188,7 @@ class Port:
 class Connection(web.RequestHandler):
     """One client connection, which remembers whose certificate it has."""
 
-    __slots__ = ("caller", "port")
+    __slots__ = ("caller", "port", "surplus")
 
     def __init__(self, server: web.Server, port: Port, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -169,6 +201,16 @@ class Connection(web.RequestHandler):
         )
         self.port = port
         self.caller: str | None = None
+        self.surplus = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.port.traffic.connections += 1
+        self.port.traffic.opened += 1
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.port.lost(self)
+        super().connection_lost(exc)
 
     def handle_error(
         self,

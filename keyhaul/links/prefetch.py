@@ -84,10 +84,10 @@ class DeviceKeys:
 
     # --- sending
 
-    async def take(self, number: int, patience: float) -> list[tuple[str, Secret]]:
+    async def take(self, number: int, patience: float, payer: str = "") -> list[tuple[str, Secret]]:
         """`number` keys that both ends hold; waits at most `patience` seconds. Raises InsufficientKey."""
         if self.ahead:
-            return await self.supply.take(number, patience)
+            return await self.supply.take(number, patience, payer)
         drawn = await self._device.enc_keys(number, self.key_bytes * 8)
         self.drawn += len(drawn)
         if len(drawn) < number:

@@ -129,12 +129,12 @@ class SealedLink:
 
     # --- sending
 
-    async def grant(self, pad_bytes: int, *, deadline: float) -> SealedGrant:
+    async def grant(self, pad_bytes: int, *, deadline: float, payer: str = "") -> SealedGrant:
         """See ports.Link. Acknowledgements ask for no pad and cost no device key."""
         sequence = await self._number()
-        (public,) = await self._peer_keys.take(1, deadline - self._clock.now())
+        (public,) = await self._peer_keys.take(1, deadline - self._clock.now(), payer)
         try:
-            device_keys = await self._device_keys(pad_bytes, deadline - self._clock.now())
+            device_keys = await self._device_keys(pad_bytes, deadline - self._clock.now(), payer)
         except BaseException:
             self._peer_keys.add([public])  # nobody saw anything sealed under it
             raise
@@ -160,13 +160,13 @@ class SealedLink:
         head = envelope.header_bytes(header)
         return SealedGrant(self, header, head, material, pad_bytes, device_keys)
 
-    async def _device_keys(self, pad_bytes: int, patience: float) -> list[tuple[str, Secret]]:
+    async def _device_keys(self, pad_bytes: int, patience: float, payer: str) -> list[tuple[str, Secret]]:
         if self._device is None or not pad_bytes:
             return []
         number = 1
         if self.mode is Mode.OTP:
             number += -(-pad_bytes // self._device.key_bytes)
-        return await self._device.take(number, patience)
+        return await self._device.take(number, patience, payer)
 
     async def _number(self) -> int:
         # A number is used once, also across crashes: blocks are reserved on disk before use.

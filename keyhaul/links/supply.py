@@ -1,19 +1,30 @@
-"""A first-come, first-served supply of one-time things: key material that is made ahead and used once."""
+"""A supply of one-time key material that is made ahead and used once; who waits is served in turns."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from keyhaul.admission import FairQueue
 from keyhaul.errors import InsufficientKey
 
 Item = TypeVar("Item")
 
 
+@dataclass(slots=True, eq=False)
+class _Taker(Generic[Item]):
+    number: int
+    items: asyncio.Future[list[Item]]
+
+
 class Supply(Generic[Item]):
-    """Items wait for takers, or takers for items; nobody overtakes.
+    """Items wait for takers, or takers for items.
+
+    Takers are served in turns between payers (the SAEs or neighbours that need the items), and in their
+    order under each, so that no payer takes a dry link for itself.
 
     `low` and `high` are numbers of items: below `low` the supply calls for more, up to `high`.
     """
@@ -23,7 +34,8 @@ class Supply(Generic[Item]):
         self._low = low
         self._high = high
         self._items: deque[Item] = deque()
-        self._waiting: deque[tuple[int, asyncio.Future[list[Item]]]] = deque()
+        self._waiting: FairQueue[_Taker[Item]] = FairQueue()
+        self._asked = 0  # items that takers wait for
         self.trouble: str = ""  # why the last refill failed; shown to whoever waits in vain
         self.wanted = asyncio.Event()
         self._call()
@@ -34,7 +46,7 @@ class Supply(Generic[Item]):
     @property
     def shortage(self) -> int:
         """How many items would fill the supply to `high` and serve everyone who waits."""
-        return max(0, self._high - len(self._items)) + sum(number for number, _ in self._waiting)
+        return max(0, self._high - len(self._items)) + self._asked
 
     def add(self, items: Iterable[Item]) -> None:
         """New items, or unused ones that come back."""
@@ -42,47 +54,51 @@ class Supply(Generic[Item]):
         self.trouble = ""
         self._serve()
 
-    async def take(self, number: int, patience: float) -> list[Item]:
+    async def take(self, number: int, patience: float, payer: str = "") -> list[Item]:
         """`number` items at once; waits at most `patience` seconds. Raises InsufficientKey."""
-        if not self._waiting and len(self._items) >= number:
+        if not len(self._waiting) and len(self._items) >= number:
             items = self._pop(number)
             self._call()
             return items
-        waiter: asyncio.Future[list[Item]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((number, waiter))
+        taker: _Taker[Item] = _Taker(number, asyncio.get_running_loop().create_future())
+        self._waiting.push(payer, number, taker)
+        self._asked += number
         self._call()
         try:
-            done, _ = await asyncio.wait((waiter,), timeout=max(patience, 0.0))
+            done, _ = await asyncio.wait((taker.items,), timeout=max(patience, 0.0))
         except asyncio.CancelledError:
-            self._leave(waiter)
+            self._leave(payer, taker)
             raise
         if done:
-            return waiter.result()
-        self._leave(waiter)
+            return taker.items.result()
+        self._leave(payer, taker)
         raise InsufficientKey(
             f"{self._what}: {number} needed, {len(self._items)} there",
             self.trouble or "ask again when the link has produced more",
         )
 
     def _serve(self) -> None:
-        """Hand items to those in front as far as they reach."""
-        while self._waiting and len(self._items) >= self._waiting[0][0]:
-            number, waiter = self._waiting.popleft()
-            waiter.set_result(self._pop(number))
+        """Hand items to those whose turn it is as far as they reach."""
+        while (turn := self._waiting.first()) is not None and len(self._items) >= turn[1].number:
+            taker = self._waiting.pop(turn[0])
+            self._asked -= taker.number
+            taker.items.set_result(self._pop(taker.number))
         self._call()
 
-    def _leave(self, waiter: asyncio.Future[list[Item]]) -> None:
+    def _leave(self, payer: str, taker: _Taker[Item]) -> None:
         """A taker goes away: what it was handed in this very tick goes back, whoever is behind moves up."""
-        if waiter.done():
-            self._items.extendleft(reversed(waiter.result()))
-        self._waiting = deque(entry for entry in self._waiting if entry[1] is not waiter)
+        if taker.items.done():
+            self._items.extendleft(reversed(taker.items.result()))
+        else:
+            self._waiting.remove(payer, taker)
+            self._asked -= taker.number
         self._serve()
 
     def _pop(self, number: int) -> list[Item]:
         return [self._items.popleft() for _ in range(number)]
 
     def _call(self) -> None:
-        if len(self._items) < self._low or self._waiting:
+        if len(self._items) < self._low or len(self._waiting):
             self.wanted.set()
         else:
             self.wanted.clear()

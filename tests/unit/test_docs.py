@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from keyhaul import config
+from keyhaul.admission import Rules
 from keyhaul.config import Mistakes
 from keyhaul.config.parse import load
 from keyhaul.keys import State
@@ -29,6 +30,7 @@ SECTIONS = (
     config.SlotSource,
     config.StoreConfig,
     Limits,
+    Rules,
 )
 
 

@@ -1,4 +1,4 @@
-"""The supply: first come, first served, in time or not at all, and nothing is ever lost."""
+"""The supply: payers take turns, in their order under each; in time or not at all; nothing is ever lost."""
 
 from __future__ import annotations
 
@@ -190,3 +190,23 @@ def test_new_items_end_the_trouble() -> None:
     here.trouble = "the neighbour does not answer"
     here.add([1])
     assert here.trouble == ""
+
+
+def test_payers_take_turns_so_a_modest_one_does_not_wait_behind_a_greedy_ones_queue() -> None:
+    async def story() -> None:
+        here = supply()
+        greedy = [asyncio.ensure_future(here.take(1, 60.0, "greedy")) for _ in range(50)]
+        await asyncio.sleep(0)
+        modest = asyncio.ensure_future(here.take(1, 60.0, "modest"))
+        await asyncio.sleep(0)
+        assert here.shortage == 4 + 51
+        here.add(range(3))
+        assert len(await modest) == 1
+        await asyncio.sleep(0)
+        assert sum(task.done() for task in greedy) == 2
+        for task in greedy:
+            task.cancel()
+        await asyncio.gather(*greedy, return_exceptions=True)
+        assert here.shortage == 4
+
+    run(story())

@@ -1,0 +1,127 @@
+"""Takes connections off a listening socket: never more at once than the port bears, in total and per address.
+
+What cannot be borne is closed before a handshake is spent on it. Who has finished the handshake belongs to
+the port; until then a stranger costs one of `handshakes` for at most the handshake's time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+OUT_OF_DESCRIPTORS = 0.1  # seconds until accept is tried again when the system refuses
+TLS_SHUTDOWN = 2.0  # seconds to say goodbye
+
+log = structlog.get_logger("keyhaul.edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many may come at once: `connections` at the port, `per_client` with one certificate, `handshakes`
+    that are not finished, `per_address` of them from one host."""
+
+    connections: int = 4096
+    per_client: int = 1024
+    handshakes: int = 1024
+    per_address: int = 512
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a port sees, for operators: numbers since the start, and how many connections there are now."""
+
+    connections: int = 0
+    handshakes: int = 0
+    opened: int = 0
+    turned_away: int = 0
+    handshakes_failed: int = 0
+    answers: Counter[int] = field(default_factory=Counter)
+    clients: Counter[str] = field(default_factory=Counter)
+
+
+class Acceptor:
+    """One listening socket, served until `close`. `make` builds the protocol of a connection."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        tls: ssl.SSLContext,
+        make: Callable[[], asyncio.Protocol],
+        crowd: Crowd,
+        traffic: Traffic,
+        patience: float,
+    ) -> None:
+        listener.setblocking(False)
+        self.listener = listener
+        self._tls = tls
+        self._make = make
+        self._crowd = crowd
+        self._traffic = traffic
+        self._patience = patience
+        self._greetings: set[asyncio.Task[None]] = set()
+        self._addresses: Counter[str] = Counter()
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="accept")
+
+    async def close(self) -> None:
+        """Stop listening; handshakes under way end, finished connections stay."""
+        for task in (self._task, *self._greetings):
+            task.cancel()
+        await asyncio.gather(self._task, *self._greetings, return_exceptions=True)
+        self.listener.close()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                connection, address = await self._loop.sock_accept(self.listener)
+            except OSError as error:  # such as EMFILE; connections wait in the kernel meanwhile
+                log.warning("no connection can be accepted", cause=error.strerror)
+                await asyncio.sleep(OUT_OF_DESCRIPTORS)
+                continue
+            host = str(address[0])
+            if not self._has_room(host):
+                self._traffic.turned_away += 1
+                connection.close()
+                continue
+            self._traffic.handshakes += 1
+            self._addresses[host] += 1
+            task = self._loop.create_task(self._greet(connection, host), name="handshake")
+            self._greetings.add(task)
+            task.add_done_callback(self._greetings.discard)
+
+    def _has_room(self, host: str) -> bool:
+        traffic, crowd = self._traffic, self._crowd
+        return (
+            traffic.connections + traffic.handshakes < crowd.connections
+            and traffic.handshakes < crowd.handshakes
+            and self._addresses[host] < crowd.per_address
+        )
+
+    async def _greet(self, connection: socket.socket, host: str) -> None:
+        try:
+            with contextlib.suppress(OSError):  # what the system lacks here is no reason to hang up
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(
+                self._make,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._patience,
+                ssl_shutdown_timeout=TLS_SHUTDOWN,
+            )
+        except (OSError, asyncio.CancelledError) as error:  # ssl.SSLError and time-outs are among them
+            connection.close()
+            self._traffic.handshakes_failed += 1
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            self._traffic.handshakes -= 1
+            self._addresses[host] -= 1
+            if not self._addresses[host]:
+                del self._addresses[host]
