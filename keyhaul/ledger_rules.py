@@ -7,7 +7,7 @@ the traceback.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from random import Random
 from uuid import UUID
@@ -422,6 +422,145 @@ async def a_cancelled_edit_is_whole_or_absent(ledger: Ledger) -> None:
             assert (change.rows[ref] is not None) == (str(ref.key_id.int) in made)
 
 
+# -- rows that stand alike -------------------------------------------------------------------------
+
+
+def herd_of(number: int, count: int = 5, **changes: object) -> list[Row]:
+    """Rows of one batch: they differ in nothing but id and the values of secret and proofs."""
+    rows = [sample_row(sample_ref(256 * number + at), **changes) for at in range(count)]  # type: ignore[arg-type]
+    for at, row in enumerate(rows):
+        row.proofs = {"leioa": bytes([at]) * 16, "derio": bytes([at + 1]) * 16}
+        if "secret" not in changes:
+            row.secret = Secret(bytes([at]) * 32)
+    return rows
+
+
+async def a_herd_changes_as_one(ledger: Ledger) -> None:
+    for number, secret in enumerate((Secret(b"bits"), None), 1):
+        rows = herd_of(number, secret=secret)
+        refs = [row.ref for row in reversed(rows)]
+        await add(ledger, *rows)
+        async with ledger.together(refs) as herd:
+            assert herd is not None
+            assert len(herd.secrets) == (len(rows) if secret else 0)
+            herd.row.state, herd.row.legs = State.DELIVERABLE, {"leioa": State.RELAYED}
+        for row in rows:
+            expected = replace(row, state=State.DELIVERABLE, legs={"leioa": State.RELAYED}, version=2)
+            assert shown(await ledger.get(row.ref)) == shown(expected)
+        assert {row.ref for row in await ledger.deliverable()} >= set(refs)
+        async with ledger.together(refs) as herd:
+            assert herd is not None
+            herd.row.state = State.TAKEN
+        taken = await ledger.get(refs[0])
+        assert taken is not None
+        assert (taken.state, taken.secret, taken.version) == (State.TAKEN, None, 3)
+
+
+async def a_herd_hands_out_the_secrets_in_the_order_of_the_refs(ledger: Ledger) -> None:
+    rows = herd_of(1)
+    await add(ledger, *rows)
+    order = [rows[at].ref for at in (3, 0, 4, 1, 2)]
+    async with ledger.together(order) as herd:
+        assert herd is not None
+        assert [secret.reveal()[0] for secret in herd.secrets] == [3, 0, 4, 1, 2]
+        for secret in herd.secrets:
+            secret.wipe()
+    assert [shown(await ledger.get(row.ref)) for row in rows] == [shown(row) for row in rows]
+
+
+async def rows_that_differ_are_no_herd(ledger: Ledger) -> None:
+    rows = herd_of(1)
+    await add(ledger, *rows)
+    stranger = sample_ref(99_999)
+    async with ledger.edit(rows[0].ref) as change:
+        draft = change.rows[rows[0].ref]
+        assert draft is not None
+        draft.state = State.SENT
+    for refs in ([row.ref for row in rows], [rows[1].ref, stranger], [stranger]):
+        async with ledger.together(refs) as herd:
+            assert herd is None
+    async with ledger.together([row.ref for row in rows[1:]]) as herd:
+        assert herd is not None
+        herd.row.state = State.SENT
+    assert len(await ledger.unfinished()) == len(rows)
+
+
+async def nothing_of_a_herd_is_committed_if_the_body_raises(ledger: Ledger) -> None:
+    rows = herd_of(1)
+    await add(ledger, *rows)
+    try:
+        async with ledger.together([row.ref for row in rows]) as herd:
+            assert herd is not None
+            herd.row.state = State.SENT
+            raise LookupError
+    except LookupError:
+        pass
+    assert [shown(await ledger.get(row.ref)) for row in rows] == [shown(row) for row in rows]
+
+
+async def rows_leave_a_herd_side_by_side(ledger: Ledger) -> None:
+    rows = herd_of(1, count=40, state=State.DELIVERABLE)
+    await add(ledger, *rows)
+
+    async def take(group: Sequence[Row]) -> list[bytes]:
+        async with ledger.edit(*(row.ref for row in group)) as change:
+            bits = []
+            for row in group:
+                draft = change.rows[row.ref]
+                if draft is not None and draft.state is State.DELIVERABLE and draft.secret is not None:
+                    bits.append(draft.secret.reveal())
+                    draft.state, draft.secret = State.TAKEN, None
+            return bits
+
+    groups = [rows[at : at + 3] for at in range(0, 36, 2)]  # neighbours want one row in common
+    taken = [bits for found in await asyncio.gather(*map(take, groups)) for bits in found]
+    assert sorted(taken) == [bytes([at]) * 32 for at in range(37)], "a row was taken twice, or lost"
+    left = [row.ref for row in await ledger.deliverable()]
+    assert sorted(left) == [row.ref for row in rows[37:]]
+    kept = [await ledger.get(ref) for ref in left]
+    assert [row.secret.reveal()[0] for row in kept if row and row.secret] == [37, 38, 39]
+    assert await take(rows[37:]) == [bytes([at]) * 32 for at in (37, 38, 39)]
+    assert await ledger.deliverable() == []
+    assert [row.state for row in await ledger.find(rows[5].ref.key_id)] == [State.TAKEN]
+
+
+async def a_row_that_left_its_herd_is_stale_there(ledger: Ledger) -> None:
+    rows = herd_of(1, state=State.DELIVERABLE)
+    await add(ledger, *rows)
+    old = await ledger.get(rows[2].ref)
+    assert old is not None
+    async with ledger.edit(old.ref) as change:
+        draft = change.rows[old.ref]
+        assert draft is not None
+        draft.state, draft.secret = State.TAKEN, None
+    for late in (old, replace(old, version=0), replace(rows[1], version=0), replace(rows[1], version=7)):
+        assert await refusal(ledger, StaleRow, late)
+    row = await ledger.get(old.ref)
+    assert row is not None
+    assert (row.state, row.secret) == (State.TAKEN, None)
+    assert shown(await ledger.get(rows[1].ref)) == shown(rows[1])
+
+
+async def herds_fall_due_and_are_forgotten(ledger: Ledger) -> None:
+    live = herd_of(1, state=State.DELIVERABLE, expires=50.0, deadline=9.0)
+    overdue = herd_of(2, state=State.SENT, expires=60.0, deadline=10.0)
+    ended = herd_of(3, state=State.TAKEN, secret=None, expires=5.0)
+    await add(ledger, *live, *overdue, *ended)
+    await _expect(ledger.between("sae-a", frozenset({"sae-b", "sae-c"})), *live, *overdue)
+    assert await ledger.due(9.5) == []
+    assert await ledger.due(10.0) == [row.ref for row in overdue]
+    assert await ledger.due(70.0) == [row.ref for row in (*overdue, *live)]
+    assert await ledger.due(70.0, limit=3) == [row.ref for row in overdue[:3]]
+    async with ledger.edit(ended[0].ref) as change:
+        draft = change.rows[ended[0].ref]
+        assert draft is not None
+        draft.expires = 500.0
+    assert await ledger.forget(6.0) == len(ended) - 1
+    assert await ledger.get(ended[1].ref) is None
+    assert await ledger.get(ended[0].ref) is not None
+    assert await ledger.forget(6.0) == 0
+
+
 async def a_closed_ledger_says_so(ledger: Ledger) -> None:
     await ledger.close()
     try:
@@ -451,5 +590,12 @@ RULES: tuple[Callable[[Ledger], Awaitable[None]], ...] = (
     a_forgotten_row_is_stale,
     secrets_are_wiped_by_their_owner,
     a_cancelled_edit_is_whole_or_absent,
+    a_herd_changes_as_one,
+    a_herd_hands_out_the_secrets_in_the_order_of_the_refs,
+    rows_that_differ_are_no_herd,
+    nothing_of_a_herd_is_committed_if_the_body_raises,
+    rows_leave_a_herd_side_by_side,
+    a_row_that_left_its_herd_is_stale_there,
+    herds_fall_due_and_are_forgotten,
     a_closed_ledger_says_so,
 )

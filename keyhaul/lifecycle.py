@@ -56,6 +56,13 @@ def step(row: Row, state: State, now: float) -> None:
         row.waiting = frozenset()
 
 
+def given(row: Row, sae: str, now: float) -> None:
+    """Note on a draft that one SAE, or MASTER, got its copy at Unix time `now`."""
+    row.waiting -= {sae}
+    if not row.waiting:
+        step(row, State.TAKEN, now)
+
+
 def may(row: Row, state: State) -> bool:
     """Whether the table allows the step."""
     return state in NEXT[row.state]

@@ -11,6 +11,8 @@ from keyhaul.errors import InsufficientKey, Malformed
 from keyhaul.keys import Secret
 from keyhaul.ports import Clock, Entropy
 
+MATES = 256  # ids that share all but their last byte
+
 
 class DeviceKey(Protocol):
     @property
@@ -31,33 +33,40 @@ Minted = list[tuple[UUID, Secret]]
 class Mint(Protocol):
     """Makes the keys of one request; `size` in bits."""
 
-    async def keys(self, number: int, size: int) -> Minted: ...
+    async def keys(self, number: int, size: int, herd: int = MATES) -> Minted:
+        """`herd`: how many of them share what fate may come, where ids can say so (see ports.Herd)."""
 
 
 class OwnMint:
     """Keys from the node's generator (paper B §4.1), under ids that start with the time (UUID version 7).
 
-    Ids of one batch are neighbours, so its rows share pages of the store: a batch of 64 rewrites about a
-    dozen pages instead of one for each key.
+    Keys that go together are numbered in the last byte of one id, so that the store keeps them as one
+    record. Who knows one of these ids can guess the others; that is worth nothing, because keys are given
+    to those that were named for them, whatever id they ask for.
     """
 
     def __init__(self, entropy: Entropy, clock: Clock) -> None:
         self._entropy = entropy
         self._clock = clock
 
-    async def keys(self, number: int, size: int) -> Minted:
+    async def keys(self, number: int, size: int, herd: int = MATES) -> Minted:
         width = size // 8
         bits = self._entropy.read(width * number).reveal()
         now = int(self._clock.now() * 1000)
-        return [(_key_id(now), Secret(bits[at * width : (at + 1) * width])) for at in range(number)]
+        herd = max(1, min(herd, MATES))
+        ids = [
+            key_id for start in range(0, number, herd) for key_id in _key_ids(now, min(herd, number - start))
+        ]
+        return [(key_id, Secret(bits[at * width : (at + 1) * width])) for at, key_id in enumerate(ids)]
 
 
-def _key_id(milliseconds: int) -> UUID:
-    """RFC 9562 §5.7: 48 bits of Unix time, then 74 random bits."""
+def _key_ids(milliseconds: int, number: int) -> list[UUID]:
+    """RFC 9562 §5.7: 48 bits of Unix time, then 74 random bits; of several the last 8 count."""
     rest = int.from_bytes(os.urandom(10), "big")
     high = rest >> 64 & 0x0FFF
     low = rest & (1 << 62) - 1
-    return UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 2 << 62 | low)
+    first = milliseconds << 80 | 7 << 76 | high << 64 | 2 << 62 | low
+    return [UUID(int=first)] if number == 1 else [UUID(int=first & ~0xFF | at) for at in range(number)]
 
 
 class DeviceMint:
@@ -69,7 +78,7 @@ class DeviceMint:
     def __init__(self, device: Device) -> None:
         self._device = device
 
-    async def keys(self, number: int, size: int) -> Minted:
+    async def keys(self, number: int, size: int, herd: int = MATES) -> Minted:
         drawn = await self._device.enc_keys(number, size)
         if len(drawn) < number:
             raise InsufficientKey(f"the device gave {len(drawn)} of {number} keys", "ask again for fewer")

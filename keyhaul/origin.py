@@ -9,7 +9,6 @@ off by a crash) stays ready for the next request of the same SAEs.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from uuid import UUID
@@ -27,16 +26,16 @@ from keyhaul.errors import (
 )
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import Delivered, Order, Standing
-from keyhaul.minting import Mint
+from keyhaul.minting import MATES, Mint
 from keyhaul.pools import Pool, Pools
 from keyhaul.ports import Spawn
 from keyhaul.relay import Batch, Relay
 from keyhaul.settlement import Settlement
 from keyhaul.site import Site
+from keyhaul.stock import Stock
 
 log = structlog.get_logger("keyhaul.origin")
 
-LARGEST_BLOCK = 64  # keys marked as handed out ahead of their requests, at most an eighth of the pool
 MAX_BATCH = 128  # keys relayed ahead in one message
 SHORTEST_TURN = 0.5  # seconds that another attempt is worth
 
@@ -70,14 +69,13 @@ class Origin:
         self._waits: dict[Ref, _Wait] = {}
         self.pools = Pools(site.settings.pool)
         self._filling: set[Pool] = set()
-        self._hands: dict[Pool, deque[Delivered]] = {}
-        self._reaching: set[Pool] = set()
+        self._stock = Stock(site, self.pools, spawn)
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
 
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready."""
-        for row in await self._site.ledger.deliverable():
+        for row in sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref):
             self.pools.offer(row)
 
     # ------------------------------------------------------------------ enc_keys
@@ -90,7 +88,8 @@ class Origin:
         """
         self._check_master(order.master)
         plain = not (order.options.keys() & {"keyhaul_scheme", "keyhaul_labels"})
-        if plain and (ready := await self._take_ready(order)):
+        if plain and (ready := await self._stock.take(_pool(order), order.number)):
+            self._top_up(order)
             return ready
         if self._site.settings.release == "immediate" or self._local(order):
             batch = await self._batch(order, waiting=False)
@@ -111,12 +110,14 @@ class Origin:
                 f"this SAE is served by {home}", "ask there, or change the network's SAE table"
             )
 
-    async def _batch(self, order: Order, *, waiting: bool, deadline: float | None = None) -> Batch:
+    async def _batch(
+        self, order: Order, *, waiting: bool, deadline: float | None = None, herd: int = MATES
+    ) -> Batch:
         """Fresh keys; `waiting` keeps them for the master until they are handed out."""
         now = self._site.clock.now()
         settings = self._site.settings
         return Batch(
-            keys=await self._mint.keys(order.number, order.size),
+            keys=await self._mint.keys(order.number, order.size, herd),
             initiator=order.master,
             targets=order.targets,
             size=order.size,
@@ -249,63 +250,8 @@ class Origin:
 
     # ------------------------------------------------------------------ keys relayed ahead
 
-    async def _take_ready(self, order: Order) -> list[Delivered]:
-        """Keys from the pool: all that were asked for, or none.
-
-        Keys leave the pool in blocks, marked as handed out in one commit before the first of them is; so
-        most requests wait for no disk. A crash burns what is left of a block: never twice, sometimes not
-        at all.
-        """
-        pool = Pool(order.master, frozenset(order.targets), order.size)
-        hand = self._hands.setdefault(pool, deque())
-        block = min(LARGEST_BLOCK, self.pools.count(pool) // 8)
-        if len(hand) < order.number:
-            hand.extend(await self._take_block(pool, max(order.number - len(hand), block)))
-        self._top_up(order)
-        if len(hand) < order.number:
-            return []
-        keys = [hand.popleft() for _ in range(order.number)]
-        if len(hand) < block // 2 and pool not in self._reaching:
-            self._reaching.add(pool)
-            self._spawn(self._reach(pool, hand, block), "reach into pool")
-        return keys
-
-    async def _reach(self, pool: Pool, hand: deque[Delivered], block: int) -> None:
-        """Take the next block before the last key of this one is asked for."""
-        try:
-            hand.extend(await self._take_block(pool, block))
-        finally:
-            self._reaching.discard(pool)
-
-    async def _take_block(self, pool: Pool, number: int) -> list[Delivered]:
-        refs = self.pools.pop(pool, number)
-        if not refs:
-            return []
-        try:
-            async with self._site.ledger.edit(*refs) as change:
-                rows = [row for ref in refs if (row := change.rows[ref]) and self._unused(row)]
-                if len(rows) < len(refs):
-                    raise _FewerThanCounted([row.ref for row in rows])
-                return [self._give(row, MASTER) for row in rows]
-        except _FewerThanCounted as found:
-            self.pools.put_back(pool, found.refs)
-            return []
-
-    def _unused(self, row: Row) -> bool:
-        current = row.expires > self._site.clock.now()
-        return row.state is State.DELIVERABLE and MASTER in row.waiting and current
-
-    def _give(self, row: Row, sae: str) -> Delivered:
-        """Hand a key to one SAE, or MASTER, under the row's lock: copy the bits, then note it is gone."""
-        assert row.secret is not None
-        bits = Secret(row.secret.reveal())
-        row.waiting -= {sae}
-        if not row.waiting:
-            lifecycle.step(row, State.TAKEN, self._site.clock.now())
-        return Delivered(row.ref.key_id, bits, dict(row.trust))
-
     def _top_up(self, order: Order) -> None:
-        pool = Pool(order.master, frozenset(order.targets), order.size)
+        pool = _pool(order)
         if self.pools.low(pool) and pool not in self._filling:
             self._filling.add(pool)
             self._spawn(self._fill(pool, order), "fill pool")
@@ -315,13 +261,12 @@ class Origin:
         try:
             while lacking := self.pools.lacking(pool):
                 number = min(lacking, MAX_BATCH)
-                batch = await self._batch(
-                    Order(order.master, order.targets, number, order.size), waiting=True
-                )
+                wanted = Order(order.master, order.targets, number, order.size)
+                batch = await self._batch(wanted, waiting=True, herd=self.pools.block)
                 refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
                 if self._local(order):
                     await self._relay.dispatch(batch)
-                    self.pools.put_back(pool, refs)
+                    self.pools.add(pool, refs)
                     continue
                 with self._expecting(refs, claims=False) as wait:
                     await self._confirmed(batch, wait)
@@ -350,6 +295,13 @@ class Origin:
                 raise Unauthorized("the caller was not named in the request for one of these keys")
             return [self._give(self._fetchable(row, caller, master), caller) for row in rows]
 
+    def _give(self, row: Row, sae: str) -> Delivered:
+        """Hand a key to one SAE under the row's lock: copy the bits, then note it is gone."""
+        assert row.secret is not None
+        bits = Secret(row.secret.reveal())
+        lifecycle.given(row, sae, self._site.clock.now())
+        return Delivered(row.ref.key_id, bits, dict(row.trust))
+
     def _fetchable(self, row: Row | None, caller: str, master: str) -> Row:
         held = (
             row is not None
@@ -367,8 +319,7 @@ class Origin:
         home = self._site.beyond(slave) or self._site.view.home(slave)
         settings = self._site.settings
         pool = Pool(master, frozenset({slave}), settings.key_size)
-        stored = self.pools.count(pool) + len(self._hands.get(pool, ()))
-        count = min(stored + self._supply(home), settings.max_key_count)
+        count = min(self._stock.count(pool) + self._supply(home), settings.max_key_count)
         return Standing(self._site.name, home, count, settings.max_key_count)
 
     def _supply(self, home: str) -> int:
@@ -384,16 +335,12 @@ class Origin:
         return most if level is None else min(most, level // self._site.settings.key_size)
 
 
-class _FewerThanCounted(Exception):
-    """Keys of the pool turned out to be gone; the others go back to it."""
-
-    def __init__(self, refs: Sequence[Ref]) -> None:
-        super().__init__()
-        self.refs = refs
-
-
 def _failed_ways(batch: Batch, rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The ways on which keys failed; where none says so, those that stayed silent."""
     legs = [leg for row in rows for leg, state in row.legs.items() if state is State.FAILED]
     silent = [leg for row in rows for leg, state in row.legs.items() if state is not State.RELAYED]
     return [batch.ways[leg] for leg in dict.fromkeys(legs or silent) if leg in batch.ways]
+
+
+def _pool(order: Order) -> Pool:
+    return Pool(order.master, frozenset(order.targets), order.size)

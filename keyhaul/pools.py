@@ -27,42 +27,62 @@ def pool_of(row: Row) -> Pool:
     return Pool(row.initiator, frozenset(row.targets), row.size)
 
 
+LARGEST_BLOCK = 128
+
+
 class Pools:
-    """`level`: keys to keep ready for every pool that was asked for once."""
+    """`level`: keys to keep ready for every pool that was asked for once.
+
+    Keys come and go in blocks: those that were made together and stand alike (see ports.Herd).
+    """
 
     def __init__(self, level: int) -> None:
         self.level = level
-        self._ready: defaultdict[Pool, deque[Ref]] = defaultdict(deque)
+        self._ready: defaultdict[Pool, deque[list[Ref]]] = defaultdict(deque)
+        self._counts: defaultdict[Pool, int] = defaultdict(int)
+
+    @property
+    def block(self) -> int:
+        """How many keys should stand together: a crash may burn one such block, a quarter of a pool."""
+        return max(1, min(LARGEST_BLOCK, self.level // 4))
 
     def offer(self, row: Row) -> bool:
         """Note a confirmed key of this origin that nobody waits for; False for any other row."""
         ready = row.state is State.DELIVERABLE and row.upstream is None and MASTER in row.waiting
         if ready:
-            self._ready[pool_of(row)].append(row.ref)
+            self.add(pool_of(row), [row.ref])
         return ready
+
+    def add(self, pool: Pool, refs: Iterable[Ref]) -> None:
+        """Keys that are ready from now on."""
+        blocks = self._ready[pool]
+        for ref in refs:
+            if blocks and _mates(blocks[-1][-1], ref):
+                blocks[-1].append(ref)
+            else:
+                blocks.append([ref])
+            self._counts[pool] += 1
 
     def count(self, pool: Pool) -> int:
         """Keys ready now."""
-        return len(self._ready[pool]) if pool in self._ready else 0
+        return self._counts.get(pool, 0)
 
     def summary(self) -> list[dict[str, Any]]:
         """Every pool that holds keys, for operators; sizes in bits."""
         return [
-            {"master": pool.master, "targets": sorted(pool.targets), "size": pool.size, "ready": len(refs)}
-            for pool, refs in self._ready.items()
-            if refs
+            {"master": pool.master, "targets": sorted(pool.targets), "size": pool.size, "ready": count}
+            for pool, count in self._counts.items()
+            if count
         ]
 
-    def pop(self, pool: Pool, number: int) -> list[Ref]:
-        """The oldest `number` keys, or none at all if there are fewer."""
-        if self.count(pool) < number:
+    def pop(self, pool: Pool) -> list[Ref]:
+        """The oldest block; empty if there is none."""
+        blocks = self._ready.get(pool)
+        if not blocks:
             return []
-        queue = self._ready[pool]
-        return [queue.popleft() for _ in range(number)]
-
-    def put_back(self, pool: Pool, refs: Iterable[Ref]) -> None:
-        """Keys that were popped and not used, in their order."""
-        self._ready[pool].extendleft(reversed(list(refs)))
+        block = blocks.popleft()
+        self._counts[pool] -= len(block)
+        return block
 
     def lacking(self, pool: Pool) -> int:
         """How many keys would fill this pool."""
@@ -71,3 +91,7 @@ class Pools:
     def low(self, pool: Pool) -> bool:
         """Whether it is worth filling: keys travel in batches, so not for every one that left."""
         return self.count(pool) * 4 < self.level * 3
+
+
+def _mates(one: Ref, other: Ref) -> bool:
+    return one.key_id.int >> 8 == other.key_id.int >> 8 and one.leg == other.leg

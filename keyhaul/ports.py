@@ -5,7 +5,7 @@ Every back end passes the contract suite of its port in `keyhaul.testing`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +42,18 @@ class Change(Protocol):
         """Erase a named value if it is there."""
 
 
+class Herd(Protocol):
+    """Rows that stand alike: they differ in nothing but key ids and the values of secrets and proofs.
+
+    `row` is a draft that stands for each of them, without a secret; its proofs are one row's, and each
+    row keeps its own. `secrets` are theirs, in the order of the refs, and belong to whoever opened the
+    edit. They stay stored while `row` is in a state that is not final (see lifecycle).
+    """
+
+    row: Row
+    secrets: list[Secret]
+
+
 class Ledger(Protocol):
     """Durable rows, queued messages and named secret values of one node.
 
@@ -58,6 +70,13 @@ class Ledger(Protocol):
 
     def edit(self, *refs: Ref) -> AbstractAsyncContextManager[Change]:
         """Open a unit of work; locks are taken in sorted order, so edits never dead-lock."""
+
+    def together(self, refs: Sequence[Ref]) -> AbstractAsyncContextManager[Herd | None]:
+        """Open all of `refs` as one draft, at the cost of one row; None where they do not stand alike.
+
+        Rows that were created in one edit, with key ids that share all but their last byte, and have
+        gone through everything together since, stand alike. Else use `edit`.
+        """
 
     async def unfinished(self) -> list[Row]:
         """Rows in `sending` or `sent`, without their secrets."""

@@ -71,7 +71,7 @@ async def cross_test(
     for number in range(steps):
         if reopen is not None and number % (steps // 10 or 1) == 0:
             right = await reopen(right)
-        operation = random.choices((_edit, _query, _forget), (8, 4, 0.2))[0]
+        operation = random.choices((_edit, _herd, _query, _forget), (8, 3, 4, 0.2))[0]
         choice = random.getrandbits(64)
         answers = [await _answer(operation, ledger, choice) for ledger in (left, right)]
         assert answers[0] == answers[1], f"seed {seed}, step {number}: {answers[0]} is not {answers[1]}"
@@ -119,6 +119,34 @@ async def _edit(ledger: Ledger, random: Random) -> object:
         if random.random() < 0.1:
             raise LookupError
     return [shown(change.rows[ref]) for ref in sorted(refs)]
+
+
+async def _herd(ledger: Ledger, random: Random) -> object:
+    """All rows of one leg, or some, made alike: in one draft where they are so already, else one by one."""
+    leg = random.choice(("vigo", "derio"))
+    refs = [sample_ref(number, leg) for number in random.choice((range(12), range(5), range(3, 9)))]
+    model = _some_row(refs[0], 0, random)
+    async with ledger.edit(*refs) as change:
+        for ref in refs:
+            draft = change.rows[ref]
+            secret = None if model.secret is None else Secret(ref.key_id.bytes)
+            version = draft.version if draft is not None else 0
+            proofs = {name: bytes([ref.key_id.int]) * 16 for name in model.legs}
+            change.rows[ref] = replace(model.draft(), ref=ref, version=version, secret=secret, proofs=proofs)
+    bits = []
+    async with ledger.together(refs) as herd:
+        if herd is not None:
+            bits = [secret.reveal() for secret in herd.secrets]
+            herd.row.expires += 1.0
+    if herd is None:  # a ledger need not see that rows became alike
+        async with ledger.edit(*refs) as change:
+            drafts = [row for ref in refs if (row := change.rows[ref]) is not None]
+            bits = [
+                row.secret.reveal() for row in drafts if row.secret is not None and row.state not in FINAL
+            ]
+            for row in drafts:
+                row.expires += 1.0
+    return bits, [shown(await ledger.get(ref)) for ref in refs]
 
 
 def _alter(change: Change, ref: Ref, random: Random) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from keyhaul.errors import IllegalStep
-from keyhaul.keys import Message, Ref, Row
+from keyhaul.keys import Message, Ref, Row, Secret
+from keyhaul.lifecycle import FINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,23 @@ class StagedChange:
         for before in self._before.values():
             if before is not None and before.secret is not None and id(before.secret) not in held:
                 before.secret.wipe()
+
+
+class Herd:
+    """The `ports.Herd` of both ledgers: one draft that stands for rows that are alike."""
+
+    def __init__(self, row: Row, secrets: list[Secret]) -> None:
+        self.row = row
+        self.secrets = secrets
+        self._before = row.draft()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether rows in this state still hold their secrets."""
+        return bool(self.secrets) and self.row.state not in FINAL
+
+    def altered(self) -> bool:
+        return _differ(self._before, self.row)
 
 
 def _differ(before: Row, after: Row) -> bool:

@@ -21,10 +21,11 @@ from sqlcipher3 import dbapi2 as sqlcipher
 
 from keyhaul.errors import SealError
 from keyhaul.keys import Secret
-from keyhaul.stores.records import SCHEMA, SCHEMA_VERSION
+from keyhaul.stores.records import BLOCKS, SCHEMA, SCHEMA_VERSION
 
 PAGE_KEY_BYTES = 48
 INCARNATION_BYTES = 16
+OLDEST_SCHEMA = 1
 INTEGRITY_LIMIT_BYTES = 256 * 2**20
 MIN_SQLITE = (3, 51, 3)  # earlier ones can lose a write-ahead log that two connections share
 
@@ -241,7 +242,7 @@ def _check_contents(path: Path, page_key: Secret) -> bytes:
         raise SealError(f"{path} does not say which schema it has", "restore it from a backup") from None
     finally:
         connection.close()
-    if version != SCHEMA_VERSION:
+    if version not in (OLDEST_SCHEMA, SCHEMA_VERSION):
         raise SealError(
             f"{path} has schema {version}, this keyhaul knows {SCHEMA_VERSION}",
             "start the version of keyhaul that wrote it, or a later one",
@@ -271,6 +272,18 @@ def settle(connection: Connection) -> None:
     busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if busy:
         raise sqlcipher.OperationalError("the write-ahead log is in use")
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring an older schema that `prepare` let pass to ours, whole or not at all."""
+    (kept,) = connection.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
+    if int(kept) == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in BLOCKS:
+        connection.execute(statement)
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (str(SCHEMA_VERSION).encode(),))
+    connection.execute("COMMIT")
 
 
 def refusal(path: Path, error: Exception) -> SealError:

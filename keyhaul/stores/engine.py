@@ -130,6 +130,7 @@ class Engine:
                 held.callback(self._close_writer)
                 database.settle(self._writer)
                 database.check_pages(self._writer, self.path)
+                database.upgrade(self._writer)
                 self._point_reader = self._connect(self.path, self._page_key, writes=False)
                 held.callback(_close, self._point_reader)
                 self._scan_reader = self._connect(self.path, self._page_key, writes=False)

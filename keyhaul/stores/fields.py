@@ -11,12 +11,17 @@ it to another row.
 SP 800-38D §8.3 allows 2^32 random nonces under one AES-GCM key, which a busy node's replay marks
 use up within days. With a fresh key per write the 24 random bytes act as one nonce, the construction
 of XAES-256-GCM with HMAC in place of CMAC: good for 2^80 writes, so nothing needs counting.
+
+Values that are saved together share the 24 random bytes (`seal_each`): the number of a value is added to
+the last byte of the nonce without carry, and stands in its associated data, so no nonce serves two.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
+from collections.abc import Iterable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -25,8 +30,11 @@ from keyhaul.errors import SealError, Tampered
 from keyhaul.keys import Secret
 
 FIELD_KEY_BYTES = 32
-OVERHEAD_BYTES = 12 + 12 + 16
+HEAD_BYTES = 12 + 12
+TAG_BYTES = 16
+OVERHEAD_BYTES = HEAD_BYTES + TAG_BYTES
 _LABEL = b"keyhaul/v1/store/field"
+_EACH_LABEL = b"keyhaul/v1/store/fields"
 
 
 class FieldCipher:
@@ -53,9 +61,34 @@ class FieldCipher:
             raise Tampered from None
         return value
 
+    def seal_each(self, values: Iterable[tuple[int, bytes]], place: bytes) -> tuple[bytes, list[bytes]]:
+        """Values with their numbers (0 to 255, each once): the head they share, and each one sealed."""
+        head = os.urandom(HEAD_BYTES)
+        cipher, where = self._cipher(head, _EACH_LABEL), hashlib.sha256(place).digest()
+        return head, [
+            cipher.encrypt(_nonce(head, number), value, where + bytes((number,))) for number, value in values
+        ]
+
+    def open_each(self, head: bytes, sealed: Iterable[tuple[int, bytes]], place: bytes) -> list[bytearray]:
+        """The values of `seal_each`, in buffers the caller may wipe. Raises Tampered."""
+        cipher, where = self._cipher(head, _EACH_LABEL), hashlib.sha256(place).digest()
+        opened = []
+        for number, slot in sealed:
+            value = bytearray(len(slot) - TAG_BYTES)
+            try:
+                cipher.decrypt_into(_nonce(head, number), slot, where + bytes((number,)), value)
+            except InvalidTag:
+                raise Tampered from None
+            opened.append(value)
+        return opened
+
     def wipe(self) -> None:
         """Overwrite the key; the cipher is of no use afterwards."""
         self._key[:] = bytes(len(self._key))
 
-    def _cipher(self, sealed: bytes) -> AESGCM:
-        return AESGCM(hmac.digest(self._key, _LABEL + sealed[:12], "sha256"))
+    def _cipher(self, sealed: bytes, label: bytes = _LABEL) -> AESGCM:
+        return AESGCM(hmac.digest(self._key, label + sealed[:12], "sha256"))
+
+
+def _nonce(head: bytes, number: int) -> bytes:
+    return head[12:23] + bytes(((head[23] + number) & 0xFF,))

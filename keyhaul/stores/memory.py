@@ -7,7 +7,7 @@ a step which forgets its lock loses updates here as it would on a disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from uuid import UUID
 from keyhaul.errors import KeyhaulError, Spent, StaleRow, StoreUnavailable, Taken
 from keyhaul.keys import Message, Ref, Row, Secret, State
 from keyhaul.lifecycle import FINAL, UNFINISHED, recallable
-from keyhaul.stores.change import Claim, Drop, Erase, Post, Put, Spend, StagedChange, Step
+from keyhaul.stores.change import Claim, Drop, Erase, Herd, Post, Put, Spend, StagedChange, Step
 from keyhaul.stores.locks import RefLocks
 
 Item = tuple[str, str]
@@ -54,6 +54,27 @@ class MemoryLedger:
                 self._commit(change)
             finally:
                 change.wipe_orphans()
+
+    @asynccontextmanager
+    async def together(self, refs: Sequence[Ref]) -> AsyncIterator[Herd | None]:
+        async with self.edit(*refs) as change:
+            rows = [row for ref in refs if (row := change.rows[ref]) is not None]
+            if len(rows) < len(refs) or not rows or not _alike(rows):
+                yield None
+                return
+            kept = [Secret(row.secret.reveal()) for row in rows if row.secret is not None]
+            herd = Herd(replace(rows[0].draft(), secret=None), kept)
+            yield herd
+            for row in rows if herd.altered() else ():
+                secret = row.secret if herd.keeps else None
+                draft = herd.row.draft()
+                draft.ref, draft.version, draft.secret, draft.proofs = (
+                    row.ref,
+                    row.version,
+                    secret,
+                    row.proofs,
+                )
+                change.rows[row.ref] = draft
 
     async def unfinished(self) -> list[Row]:
         return await self._select(lambda row: row.state in UNFINISHED)
@@ -166,6 +187,14 @@ class MemoryLedger:
                 _unset(self._items, (space, name), undo)
             case Erase(space, name):
                 _unset(self._items, (space, name), undo)
+
+
+def _alike(rows: Sequence[Row]) -> bool:
+    """Whether rows differ in nothing but their ids and the values of their secrets."""
+    first = rows[0]
+    bare = [replace(row, ref=first.ref, secret=None, proofs=dict.fromkeys(row.proofs, b"")) for row in rows]
+    lengths = {None if row.secret is None else len(row.secret) for row in rows}
+    return len(lengths) == 1 and all(row == bare[0] for row in bare)
 
 
 def _copy(row: Row) -> Row:

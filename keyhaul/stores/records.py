@@ -14,7 +14,7 @@ import msgspec
 from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.lifecycle import FINAL, UNFINISHED, recallable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def phase(row: Row) -> int:
@@ -23,6 +23,20 @@ def phase(row: Row) -> int:
         return 3 if recallable(row) else 4
     return 2 if row.state is State.DELIVERABLE else 1 if row.state in UNFINISHED else 0
 
+
+BLOCKS = (
+    """CREATE TABLE blocks (
+        name BLOB NOT NULL CHECK (length(name) = 15), leg TEXT NOT NULL, version INTEGER NOT NULL,
+        phase INTEGER NOT NULL, initiator TEXT NOT NULL, first_target TEXT NOT NULL,
+        deadline REAL NOT NULL, expires REAL NOT NULL, data BLOB NOT NULL, members BLOB NOT NULL,
+        marks BLOB NOT NULL, live INTEGER NOT NULL CHECK (live >= 0), width INTEGER NOT NULL,
+        slots BLOB NOT NULL, PRIMARY KEY (name, leg)) WITHOUT ROWID""",
+    "CREATE INDEX blocks_by_pair ON blocks (phase, initiator, first_target) WHERE phase < 4",
+    "CREATE INDEX blocks_expiring ON blocks (expires) WHERE phase < 3",
+    "CREATE INDEX blocks_waiting ON blocks (deadline) WHERE phase = 1",
+    "CREATE INDEX blocks_ended ON blocks (expires) WHERE phase >= 3",
+)
+"""Rows that stand alike (see `blocks`), with the columns of rows. New in schema 2."""
 
 # `first_target` is the smallest target's name: rows whose targets all lie in a set have their first
 # one there, so an index on it answers `between` although targets are a set themselves.
@@ -42,6 +56,7 @@ SCHEMA = (
     """CREATE TABLE items (
         space TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL,
         PRIMARY KEY (space, name)) WITHOUT ROWID""",
+    *BLOCKS,
 )
 
 
@@ -80,8 +95,8 @@ _row_data = msgspec.msgpack.Decoder(_RowData).decode
 _message_data = msgspec.msgpack.Decoder(_MessageData).decode
 
 
-def row_data(row: Row) -> bytes:
-    """Everything of a row but its ref, version and secret."""
+def row_data(row: Row, *, bare: bool = False) -> bytes:
+    """Everything of a row but its ref, version and secret; `bare` leaves the values of proofs out."""
     return _encode(
         _RowData(
             row.state,
@@ -100,7 +115,7 @@ def row_data(row: Row) -> bytes:
             row.path,
             row.trust,
             [(event.state, event.at) for event in row.history],
-            row.proofs,
+            dict.fromkeys(row.proofs, b"") if bare else row.proofs,
         )
     )
 
@@ -132,6 +147,11 @@ def row_from(ref: Ref, version: int, data: bytes, secret: Secret | None = None) 
     )
 
 
+def columns(row: Row) -> tuple[int, str, str, float, float]:
+    """Columns `phase` to `expires`: what queries look for."""
+    return phase(row), row.initiator, first_target(row.targets), row.deadline, row.expires
+
+
 def first_target(targets: tuple[str, ...] | frozenset[str]) -> str:
     """The smallest name, or "" where there is none."""
     return min(targets, default="")
@@ -140,6 +160,11 @@ def first_target(targets: tuple[str, ...] | frozenset[str]) -> str:
 def row_place(ref: Ref, version: int, data: bytes) -> bytes:
     """Associated data of a row's secret: table, key id, leg, version and all its metadata."""
     return _encode(("rows", ref.key_id, ref.leg, version, data))
+
+
+def block_place(name: bytes, leg: str, version: int, members: bytes, data: bytes, marks: bytes) -> bytes:
+    """Associated data of a block's secrets: table, name, leg, version, members and all their metadata."""
+    return _encode(("blocks", name, leg, version, members, data, marks))
 
 
 def item_place(space: str, name: str) -> bytes:

@@ -7,19 +7,19 @@ ref in this process, which the database file belongs to alone.
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 
-from keyhaul.errors import SealError, Spent, StaleRow, StoreUnavailable, Taken, Tampered
+from keyhaul.errors import SealError, Spent, StaleRow, Taken, Tampered
 from keyhaul.keys import Message, Ref, Row, Secret
-from keyhaul.stores import records
-from keyhaul.stores.change import Claim, Drop, Erase, Post, Put, Spend, StagedChange, Step
+from keyhaul.stores import blocks, records
+from keyhaul.stores.blocks import Blocks, Plan, altered
+from keyhaul.stores.change import Claim, Drop, Erase, Herd, Post, Put, Spend, StagedChange, Step
 from keyhaul.stores.engine import Engine, Record, Statement
 from keyhaul.stores.fields import FieldCipher
 from keyhaul.stores.locks import RefLocks
@@ -43,6 +43,19 @@ _OVERDUE = (
     "SELECT deadline, key_id, leg FROM rows INDEXED BY rows_waiting WHERE phase = 1 AND deadline <= ?"
     " ORDER BY deadline, key_id, leg LIMIT ?"
 )
+_BLOCKS = f"SELECT {blocks.COLUMNS} FROM blocks INDEXED BY blocks_by_pair WHERE phase < 4 AND "  # noqa: S608
+_EXPIRED_BLOCKS = (
+    f"SELECT expires, {blocks.COLUMNS} FROM blocks INDEXED BY blocks_expiring"  # noqa: S608
+    " WHERE phase < 3 AND expires <= ? ORDER BY expires, name, leg LIMIT ?"
+)
+_OVERDUE_BLOCKS = (
+    f"SELECT deadline, {blocks.COLUMNS} FROM blocks INDEXED BY blocks_waiting"  # noqa: S608
+    " WHERE phase = 1 AND deadline <= ? ORDER BY deadline, name, leg LIMIT ?"
+)
+_ENDED_BLOCKS = (
+    "SELECT name, leg, version, live FROM blocks INDEXED BY blocks_ended WHERE phase >= 3 AND expires < ?"
+)
+_FORGET_BLOCK = "DELETE FROM blocks WHERE name = ? AND leg = ? AND version = ?"
 _FORGET = (
     "DELETE FROM rows WHERE (key_id, leg) IN"
     " (SELECT key_id, leg FROM rows INDEXED BY rows_ended WHERE phase >= 3 AND expires < ? LIMIT ?)"
@@ -69,6 +82,7 @@ class SqlcipherLedger:
         self._cipher = cipher
         self._locks = RefLocks()
         self._recent: OrderedDict[Ref, _Record] = OrderedDict()
+        self._blocks = Blocks(engine, cipher)
 
     @classmethod
     async def open(cls, path: Path, *, page_key: Secret, field_key: Secret) -> SqlcipherLedger:
@@ -88,48 +102,80 @@ class SqlcipherLedger:
     # -- rows ------------------------------------------------------------------------------------
 
     async def get(self, ref: Ref) -> Row | None:
-        return self._row(ref)
+        # Asked once more: the row may have left its block between the first look and the second.
+        return self._row(ref) or self._blocks.row(ref) or self._row(ref)
 
     async def find(self, key_id: UUID) -> list[Row]:
-        found = self.engine.read(_FIND, key_id.bytes)
-        return [_without_secret(record) for record in found]
+        found = [_without_secret(record) for record in self.engine.read(_FIND, key_id.bytes)]
+        return sorted(found + self._blocks.find(key_id), key=lambda row: row.ref.leg)
 
     @asynccontextmanager
     async def edit(self, *refs: Ref) -> AsyncIterator[StagedChange]:
         async with self._locks.hold(refs):
-            change = StagedChange({ref: self._row(ref) for ref in refs})
+            change = StagedChange({ref: self._blocks.row(ref) or self._row(ref) for ref in refs})
             try:
                 yield change
                 await self._commit(change)
             finally:
                 change.wipe_orphans()
 
+    @asynccontextmanager
+    async def together(self, refs: Sequence[Ref]) -> AsyncIterator[Herd | None]:
+        async with self._locks.hold(refs):
+            found = self._blocks.whole(refs)
+            if found is None:
+                yield None
+                return
+            block, positions = found
+            secrets = self._blocks.secrets(block, positions) if block.width else []
+            herd = Herd(block.row(positions[0], refs[0]), secrets)
+            yield herd
+            if herd.altered():
+                plan, kept = Plan(), herd.secrets if herd.keeps else [None] * len(positions)
+                self._blocks.rewrite(block, herd.row, positions, kept, plan)
+                await self._submit(plan, plan.statements)
+
     async def unfinished(self) -> list[Row]:
-        return await self.engine.scan(_without_secret, _ROWS + "phase = 1")
+        return await self._scan("phase = 1")
 
     async def deliverable(self) -> list[Row]:
-        return await self.engine.scan(_without_secret, _ROWS + "phase = 2")
+        return await self._scan("phase = 2")
 
     async def between(self, initiator: str, targets: frozenset[str]) -> list[Row]:
         firsts = sorted(targets | {""})
         places = ", ".join("?" * len(firsts))
         where = f"phase IN (0, 1, 2, 3) AND initiator = ? AND first_target IN ({places})"
-        found = await self.engine.scan(_without_secret, _ROWS + where, initiator, *firsts)
+        found = await self._scan(where, initiator, *firsts)
         return [row for row in found if targets.issuperset(row.targets)]
 
+    async def _scan(self, where: str, *values: object) -> list[Row]:
+        """Rows, and those in blocks. One that leaves its block meanwhile is seen twice rather than never."""
+        inside = await self.engine.scan(blocks.rows_of, _BLOCKS + where, *values)
+        alone = await self.engine.scan(_without_secret, _ROWS + where, *values)
+        found = {row.ref: row for mates in inside for row in mates}
+        found.update((row.ref, row) for row in alone)
+        return list(found.values())
+
     async def due(self, now: float, limit: int = 256) -> list[Ref]:
-        expired = await self.engine.scan(_dated_ref, _EXPIRED, now, limit)
-        overdue = await self.engine.scan(_dated_ref, _OVERDUE, now, limit)
-        refs = dict.fromkeys(ref for _, ref in heapq.merge(expired, overdue))
-        return list(refs)[:limit]
+        late: set[tuple[float, Ref]] = set()
+        for query in (_EXPIRED_BLOCKS, _OVERDUE_BLOCKS):
+            for mates in await self.engine.scan(_dated_refs, query, now, limit):
+                late.update(mates)
+        for query in (_EXPIRED, _OVERDUE):
+            late.update(await self.engine.scan(_dated_ref, query, now, limit))
+        return list(dict.fromkeys(ref for _, ref in sorted(late)))[:limit]
 
     async def forget(self, before: float) -> int:
         total = 0
+        for name, leg, version, live in await self.engine.scan(tuple, _ENDED_BLOCKS, before):
+            if await self.engine.submit([Statement(_FORGET_BLOCK, (name, leg, version))]):
+                total += live
         while True:  # in chunks, so that no batch waits for a long one
             count = await self.engine.submit([Statement(_FORGET, (before, FORGET_CHUNK))])
             total += count
-            if count:
+            if total:
                 self._recent.clear()
+                self._blocks.forgotten()
             if count < FORGET_CHUNK:
                 return total
 
@@ -158,17 +204,33 @@ class SqlcipherLedger:
 
     async def _commit(self, change: StagedChange) -> None:
         rows = list(change.altered())
-        records_of = [self._record(row) for row in rows]
-        statements = [self._write(row, record) for row, record in zip(rows, records_of, strict=True)]
-        statements += [self._statement(step) for step in change.steps]
+        plan = self._blocks.plan(rows)
+        records_of = [self._record(row) for row in plan.rows]
+        statements = [
+            *plan.statements,
+            *(
+                self._write(row, record, new=row.version == 0 or row.ref in plan.left)
+                for row, record in zip(plan.rows, records_of, strict=True)
+            ),
+            *(self._statement(step) for step in change.steps),
+        ]
         if not statements:
             return
-        for row in rows:
+        for row in plan.rows:
             self._recent.pop(row.ref, None)
-        await self.engine.submit(statements)  # the locks are held until it is decided, see Decision
-        for row, record in zip(rows, records_of, strict=True):
+        await self._submit(plan, statements)  # the locks are held until it is decided, see Decision
+        for row, record in zip(plan.rows, records_of, strict=True):
             self._remember(row.ref, record)
+        for row in rows:
             row.version += 1
+
+    async def _submit(self, plan: Plan, statements: Sequence[Statement]) -> None:
+        try:
+            await self.engine.submit(statements)
+        except BaseException:
+            self._blocks.failed(plan)
+            raise
+        self._blocks.done(plan)
 
     def _record(self, row: Row) -> _Record:
         """Version, data and sealed secret of the row as it will be stored."""
@@ -181,21 +243,12 @@ class SqlcipherLedger:
             self._cipher.seal(row.secret.reveal(), records.row_place(row.ref, version, data)),
         )
 
-    def _write(self, row: Row, record: _Record) -> Statement:
+    def _write(self, row: Row, record: _Record, *, new: bool) -> Statement:
         ref, (version, data, secret) = row.ref, record
         key = (ref.key_id.bytes, ref.leg)
-        columns = (
-            version,
-            records.phase(row),
-            row.initiator,
-            records.first_target(row.targets),
-            row.deadline,
-            row.expires,
-            data,
-            secret,
-        )
+        columns = (version, *records.columns(row), data, secret)
         stale = StaleRow(f"row {ref} was written by somebody else")
-        if row.version == 0:
+        if new:
             return Statement(_INSERT_ROW, (*key, *columns), stale)
         return Statement(_UPDATE_ROW, (*columns, *key, row.version), stale)
 
@@ -253,7 +306,7 @@ class SqlcipherLedger:
         try:
             return records.message_from(message_id, data, bytes(body))
         except msgspec.MsgspecError:
-            raise _altered(what) from None
+            raise altered(what) from None
 
     def _value(self, space: str, name: str, sealed: bytes) -> bytes:
         return bytes(self._unseal(sealed, records.item_place(space, name), f"{space}/{name}"))
@@ -262,12 +315,17 @@ class SqlcipherLedger:
         try:
             return self._cipher.open(sealed, place)
         except Tampered:
-            raise _altered(what) from None
+            raise altered(what) from None
 
 
 def _without_secret(record: Record) -> Row:
     key_id, leg, version, data = record
     return _decoded(Ref(UUID(bytes=key_id), leg), version, data)
+
+
+def _dated_refs(record: Record) -> list[tuple[float, Ref]]:
+    block = blocks.block_of(record[1:])
+    return [(record[0], block.ref(at)) for at in block.live()]
 
 
 def _dated_ref(record: Record) -> tuple[float, Ref]:
@@ -278,11 +336,4 @@ def _decoded(ref: Ref, version: int, data: bytes) -> Row:
     try:
         return records.row_from(ref, version, data)
     except msgspec.MsgspecError:
-        raise _altered(f"row {ref}") from None
-
-
-def _altered(what: str) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"{what} was altered or moved in the database, or the field key is not the one it was sealed with",
-        "stop the node, find out who wrote to the database file, restore the store from a backup",
-    )
+        raise altered(f"row {ref}") from None

@@ -106,7 +106,7 @@ def test_between_and_due_use_an_index(tmp_path: Path) -> None:
         return plans
 
     plans = asyncio.run(run())
-    assert len(plans) == 5
+    assert len(plans) == 10
     for plan in plans:
         assert "SEARCH" in plan, plan
         assert "SCAN" not in plan, plan

@@ -179,7 +179,7 @@ def test_a_log_without_its_database_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "cause"),
     [
-        ("UPDATE meta SET value = '2' WHERE name = 'schema'", "schema 2"),
+        ("UPDATE meta SET value = '3' WHERE name = 'schema'", "schema 3"),
         ("DELETE FROM meta", "schema"),
         ("DROP TABLE meta", "no such table"),
     ],
@@ -414,7 +414,8 @@ async def story():
         assert await store.get(sample_ref(number)) is None
         assert await store.get(sample_ref(number - 1)) is not None
         try:
-            await add(store, *(sample_row(sample_ref(n)) for n in range(10_000, 11_000)))
+            # Rows of different sizes stay rows of their own, and are many pages.
+            await add(store, *(sample_row(sample_ref(n), size=n) for n in range(10_000, 11_000)))
         except StoreUnavailable:
             continue
         raise AssertionError("a change went through although the disk is full")
@@ -440,6 +441,27 @@ def test_writes_the_system_refuses_lose_nothing_and_work_again_later(tmp_path: P
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.startswith("recovered after")
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    make_store(path)
+    connection = database.connect(path, Secret(PAGE_KEY), writes=True)
+    connection.execute("DROP TABLE blocks")
+    connection.execute("UPDATE meta SET value = '1' WHERE name = 'schema'")
+    connection.close()
+
+    async def story() -> None:
+        for _ in range(2):
+            store = await open_store(path)
+            rows = [sample_row(sample_ref(number)) for number in range(900, 904)]
+            async with store.edit(*(row.ref for row in rows)) as change:
+                if change.rows[rows[0].ref] is None:
+                    change.rows.update({row.ref: row for row in rows})
+            assert {row.ref for row in rows} <= {row.ref for row in await store.unfinished()}
+            await store.close()
+
+    asyncio.run(story())
 
 
 # -- the second layer ------------------------------------------------------------------------------

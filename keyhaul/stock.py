@@ -1,0 +1,114 @@
+"""Keys relayed ahead as a master gets them: in blocks, and from memory while a block lasts.
+
+A block leaves the pool marked as handed out, in one commit before its first key is given; so most
+requests wait for no disk. A crash burns what is left of a block: never twice, sometimes not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+
+from keyhaul import lifecycle
+from keyhaul.keys import MASTER, Ref, Row, Secret, State
+from keyhaul.messages.etsi014 import Delivered
+from keyhaul.pools import Pool, Pools
+from keyhaul.ports import Spawn
+from keyhaul.site import Site
+
+
+class _Hand:
+    """Keys of one pool that are marked as handed out, for the requests to come."""
+
+    def __init__(self) -> None:
+        self._keys: deque[tuple[float, Delivered]] = deque()
+        self.reaching = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def hold(self, keys: Iterable[Delivered], expires: float) -> None:
+        """Keys that may be given until Unix time `expires`."""
+        self._keys.extend((expires, key) for key in keys)
+
+    def give(self, number: int, now: float) -> list[Delivered]:
+        """All of `number` keys, or none; what is too old by now is let go of."""
+        keys = self._keys
+        while keys and keys[0][0] <= now:
+            keys.popleft()[1].bits.wipe()
+        if len(keys) < number:
+            return []
+        return [keys.popleft()[1] for _ in range(number)]
+
+
+class Stock:
+    """The pools of one node, and what was taken out of them and not yet asked for."""
+
+    def __init__(self, site: Site, pools: Pools, spawn: Spawn) -> None:
+        self._site = site
+        self._pools = pools
+        self._spawn = spawn
+        self._hands: defaultdict[Pool, _Hand] = defaultdict(_Hand)
+
+    def count(self, pool: Pool) -> int:
+        """Keys that a request could have at once."""
+        hand = self._hands.get(pool)
+        return self._pools.count(pool) + (len(hand) if hand is not None else 0)
+
+    async def take(self, pool: Pool, number: int) -> list[Delivered]:
+        """All of `number` keys, or none: then they have to be made."""
+        now = self._site.clock.now()
+        hand = self._hands[pool]
+        while not (keys := hand.give(number, now)):
+            async with hand.reaching:
+                if len(hand) < number and not await self._reach(pool, hand):
+                    return []
+        half = self._pools.block // 2
+        if len(hand) < half and self._pools.count(pool) and not hand.reaching.locked():
+            self._spawn(self._reach_ahead(pool, hand, half), "reach into pool")
+        return keys
+
+    async def _reach_ahead(self, pool: Pool, hand: _Hand, least: int) -> None:
+        """Take the next block before the last key of this one is asked for."""
+        async with hand.reaching:
+            if len(hand) < least:
+                await self._reach(pool, hand)
+
+    async def _reach(self, pool: Pool, hand: _Hand) -> bool:
+        """Put the next block of the pool into its hand; False if there is none."""
+        while refs := self._pools.pop(pool):
+            async with self._site.ledger.together(refs) as herd:
+                if herd is not None and self._unused(herd.row):
+                    keys, expires = _delivered(herd.row, refs, herd.secrets), herd.row.expires
+                    lifecycle.given(herd.row, MASTER, self._site.clock.now())
+                else:
+                    keys, expires = [], 0.0
+            if herd is None:
+                keys, expires = await self._one_by_one(refs)
+            if keys:
+                hand.hold(keys, expires)
+                return True
+        return False
+
+    async def _one_by_one(self, refs: Sequence[Ref]) -> tuple[list[Delivered], float]:
+        """Keys of a block that do not all stand alike any more: those that are still unused."""
+        keys: list[Delivered] = []
+        expires = float("inf")
+        async with self._site.ledger.edit(*refs) as change:
+            for ref in refs:
+                row = change.rows[ref]
+                if row is not None and row.secret is not None and self._unused(row):
+                    keys += _delivered(row, [ref], [Secret(row.secret.reveal())])
+                    expires = min(expires, row.expires)
+                    lifecycle.given(row, MASTER, self._site.clock.now())
+        return keys, expires
+
+    def _unused(self, row: Row) -> bool:
+        current = row.expires > self._site.clock.now()
+        return row.state is State.DELIVERABLE and MASTER in row.waiting and current
+
+
+def _delivered(row: Row, refs: Sequence[Ref], bits: Sequence[Secret]) -> list[Delivered]:
+    trust = dict(row.trust)
+    return [Delivered(ref.key_id, secret, trust) for ref, secret in zip(refs, bits, strict=True)]

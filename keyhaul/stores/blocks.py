@@ -1,0 +1,361 @@
+"""Rows of one batch that stand alike, as one record: one read and one write for up to 256 keys.
+
+Key ids that share all but their last byte are mates. Mates that are created together and differ in
+nothing but id and secret become a block; a block stays one as long as every change concerns all of it.
+A row that goes its own way leaves: its slot is zeroed and a row of its own is written in one commit.
+Leaving reads nothing and names its slot, so mates may leave at once without waiting for each other.
+
+    members   the last bytes of the ids, ascending; never changes
+    marks     the proofs of each member, in the order of their names in the data
+    slots     24 random bytes, then a sealed secret for each member; or one byte 1 for each, if there
+              are no secrets; zeros for those that left
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import msgspec
+
+from keyhaul.errors import StaleRow, StoreUnavailable, Tampered
+from keyhaul.keys import Ref, Row, Secret
+from keyhaul.stores import records
+from keyhaul.stores.engine import Engine, Record, Statement
+from keyhaul.stores.fields import HEAD_BYTES, TAG_BYTES, FieldCipher
+
+RECENT_BLOCKS = 512
+LEAST = 2  # mates that make a block
+
+COLUMNS = "name, leg, version, data, members, marks, width, slots"
+_OF_NAME = f"SELECT {COLUMNS} FROM blocks WHERE name = ?"  # noqa: S608 - a constant
+_INSERT = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_REWRITE = (
+    "UPDATE blocks SET version = ?, phase = ?, initiator = ?, first_target = ?, deadline = ?, expires = ?,"
+    " data = ?, marks = ?, width = ?, slots = ? WHERE name = ? AND leg = ? AND version = ? AND live = ?"
+)
+_CLEAR = "DELETE FROM blocks WHERE name = ? AND leg = ? AND live = 0"
+
+
+def name_of(key_id: UUID) -> bytes:
+    """What mates share."""
+    return key_id.bytes[:15]
+
+
+@dataclass(slots=True)
+class Block:
+    """A record of table `blocks`; `width` is the length of each secret in bytes, 0 for none."""
+
+    name: bytes
+    leg: str
+    version: int
+    data: bytes
+    members: bytes
+    marks: bytes
+    width: int
+    slots: bytearray
+    _model: Row | None = None
+
+    @property
+    def stride(self) -> int:
+        return self.width + TAG_BYTES if self.width else 1
+
+    def start(self, at: int) -> int:
+        """Where the slot of the member at `at` begins."""
+        return (HEAD_BYTES if self.width else 0) + at * self.stride
+
+    def slot(self, at: int) -> bytes:
+        start = self.start(at)
+        return bytes(self.slots[start : start + self.stride])
+
+    def lives(self, at: int) -> bool:
+        return any(self.slot(at))
+
+    def live(self) -> list[int]:
+        """Positions of those that have not left."""
+        return [at for at in range(len(self.members)) if self.lives(at)]
+
+    def position(self, key_id: UUID) -> int | None:
+        """Where a mate stands; None if it was never here or left."""
+        at = self.members.find(key_id.int & 0xFF)
+        return at if at >= 0 and self.lives(at) else None
+
+    def ref(self, at: int) -> Ref:
+        return Ref(UUID(bytes=self.name + self.members[at : at + 1]), self.leg)
+
+    def row(self, at: int, ref: Ref | None = None) -> Row:
+        """A fresh row of one member, without its secret. Raises msgspec.MsgspecError."""
+        if self._model is None:
+            self._model = records.row_from(self.ref(at), self.version, self.data)
+        row = self._model.draft()
+        row.ref = ref or self.ref(at)
+        if row.proofs:
+            marks, each = self.mark(at), len(self.marks) // len(self.members) // len(row.proofs)
+            row.proofs = {name: marks[n * each : (n + 1) * each] for n, name in enumerate(row.proofs)}
+        return row
+
+    def mark(self, at: int) -> bytes:
+        """The proofs of a member, one after the other."""
+        each = len(self.marks) // len(self.members)
+        return self.marks[at * each : (at + 1) * each]
+
+    def zero(self, positions: Iterable[int]) -> None:
+        for at in positions:
+            start = self.start(at)
+            self.slots[start : start + self.stride] = bytes(self.stride)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a commit does to blocks: statements now, and the cache once they are on disk."""
+
+    statements: list[Statement] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    """Those that are written as rows of their own; `left` are among them and were in a block so far."""
+    left: set[Ref] = field(default_factory=set)
+    leaving: dict[tuple[bytes, str], list[int]] = field(default_factory=dict)
+    written: list[Block] = field(default_factory=list)
+
+
+def block_of(record: Record) -> Block:
+    """The block of a record of COLUMNS."""
+    name, leg, version, data, members, marks, width, slots = record
+    return Block(name, leg, version, data, members, marks, width, bytearray(slots))
+
+
+def rows_of(record: Record) -> list[Row]:
+    """All rows that a record of COLUMNS still holds, without secrets. Raises StoreUnavailable."""
+    block = block_of(record)
+    try:
+        return [block.row(at) for at in block.live()]
+    except msgspec.MsgspecError:
+        raise altered(f"block {block.name.hex()}") from None
+
+
+class Blocks:
+    """The blocks of one ledger. The most recent ones are kept in memory as they are on disk: sealed."""
+
+    def __init__(self, engine: Engine, cipher: FieldCipher) -> None:
+        self._engine = engine
+        self._cipher = cipher
+        self._recent: OrderedDict[bytes, dict[str, Block]] = OrderedDict()
+
+    def of(self, name: bytes) -> dict[str, Block]:
+        """The blocks of a name, by leg; remembered also where there are none."""
+        found = self._recent.get(name)
+        if found is None:
+            read = map(block_of, self._engine.read(_OF_NAME, name))
+            found = self._recent[name] = {block.leg: block for block in read}
+            while len(self._recent) > RECENT_BLOCKS:
+                self._recent.popitem(last=False)
+        return found
+
+    def find(self, key_id: UUID) -> list[Row]:
+        """The rows of one key id in blocks, without secrets."""
+        found = [(block, block.position(key_id)) for block in self.of(name_of(key_id)).values()]
+        return [_row(block, at) for block, at in found if at is not None]
+
+    def row(self, ref: Ref) -> Row | None:
+        """One row with its secret, if it is in a block."""
+        block = self.of(name_of(ref.key_id)).get(ref.leg)
+        at = None if block is None else block.position(ref.key_id)
+        if block is None or at is None:
+            return None
+        row = _row(block, at, ref)
+        if block.width:
+            (row.secret,) = self.secrets(block, [at])
+        return row
+
+    def secrets(self, block: Block, positions: Sequence[int]) -> list[Secret]:
+        """Fresh secrets of members. Raises StoreUnavailable if they were altered."""
+        slots = [(at, block.slot(at)) for at in positions]
+        try:
+            opened = self._cipher.open_each(bytes(block.slots[:HEAD_BYTES]), slots, _place(block))
+        except Tampered:
+            raise altered(f"block {block.name.hex()}") from None
+        return [Secret.adopt(value) for value in opened]
+
+    def whole(self, refs: Sequence[Ref]) -> tuple[Block, list[int]] | None:
+        """The block whose rows are exactly `refs`, and their positions in this order."""
+        block = self.of(name_of(refs[0].key_id)).get(refs[0].leg) if refs else None
+        if block is None or any(ref.leg != block.leg or name_of(ref.key_id) != block.name for ref in refs):
+            return None
+        at = {member: position for position, member in enumerate(block.members)}
+        positions = [at.get(ref.key_id.int & 0xFF, -1) for ref in refs]
+        return (block, positions) if sorted(positions) == block.live() else None
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def plan(self, rows: Sequence[Row]) -> Plan:
+        """How altered rows are written. Raises StaleRow for a row that is not the one read."""
+        plan = Plan()
+        together: defaultdict[tuple[bytes, str], list[Row]] = defaultdict(list)
+        for row in rows:
+            together[name_of(row.ref.key_id), row.ref.leg].append(row)
+        for (name, leg), mates in together.items():
+            block = self.of(name).get(leg)
+            if block is not None:
+                self._change(block, mates, plan)
+            elif len(mates) >= LEAST and all(row.version == 0 for row in mates) and _alike(mates):
+                mates.sort(key=lambda row: row.ref.key_id.int)
+                self._create(name, leg, mates, plan)
+            else:
+                plan.rows.extend(mates)
+        return plan
+
+    def _create(self, name: bytes, leg: str, mates: Sequence[Row], plan: Plan) -> None:
+        members = bytes(row.ref.key_id.int & 0xFF for row in mates)
+        data, marks = records.row_data(mates[0], bare=True), b"".join(map(_marks, mates))
+        block = Block(name, leg, 1, data, members, marks, 0, bytearray())
+        self._seal(block, range(len(members)), [row.secret for row in mates])
+        columns = (1, *records.columns(mates[0]))
+        values = (name, leg, *columns, data, members, marks, len(members), block.width)
+        miss = StaleRow(f"block {name.hex()} exists already")
+        plan.statements.append(Statement(_INSERT, (*values, bytes(block.slots)), miss))
+        plan.written.append(block)
+
+    def _change(self, block: Block, mates: Sequence[Row], plan: Plan) -> None:
+        positions = {row.ref: block.position(row.ref.key_id) for row in mates}
+        inside = [row for row in mates if positions[row.ref] is not None]
+        plan.rows.extend(row for row in mates if positions[row.ref] is None)
+        if any(row.version != block.version for row in inside):
+            raise StaleRow(f"a row of block {block.name.hex()} was written by somebody else")
+        at = [position for row in inside if (position := positions[row.ref]) is not None]
+        if not at:
+            return
+        if len(at) == len(block.live()) and _alike(inside):
+            marks = bytearray(len(block.members) * len(_marks(inside[0])))
+            for row, position in zip(inside, at, strict=True):
+                each = _marks(row)
+                marks[position * len(each) : (position + 1) * len(each)] = each
+            secrets = [row.secret for row in inside]
+            self.rewrite(block, inside[0], at, secrets, plan, marks=bytes(marks))
+            return
+        plan.statements += [_leave(block, sorted(at)), Statement(_CLEAR, (block.name, block.leg))]
+        plan.leaving[block.name, block.leg] = at
+        plan.left.update(row.ref for row in inside)
+        plan.rows.extend(inside)
+
+    def rewrite(
+        self,
+        block: Block,
+        model: Row,
+        positions: Sequence[int],
+        secrets: Sequence[Secret | None],
+        plan: Plan,
+        *,
+        marks: bytes | None = None,
+    ) -> None:
+        """All rows of a block become like `model`, each with the secret given for it, or with none.
+
+        Without `marks` each keeps its proofs.
+        """
+        marks = block.marks if marks is None else marks
+        data, version = records.row_data(model, bare=True), block.version + 1
+        changed = Block(block.name, block.leg, version, data, block.members, marks, 0, bytearray())
+        self._seal(changed, positions, secrets)
+        columns = (version, *records.columns(model))
+        key = (block.name, block.leg, block.version, len(positions))
+        miss = StaleRow(f"block {block.name.hex()} was written by somebody else")
+        values = (*columns, data, marks, changed.width, bytes(changed.slots), *key)
+        plan.statements.append(Statement(_REWRITE, values, miss))
+        plan.written.append(changed)
+
+    def _seal(self, block: Block, positions: Sequence[int], secrets: Sequence[Secret | None]) -> None:
+        """Fill the slots of a block that has none yet."""
+        kept = [secret for secret in secrets if secret is not None]
+        block.width = len(kept[0]) if kept else 0
+        block.slots = bytearray(block.start(len(block.members)))
+        if not kept:
+            for at in positions:
+                block.slots[at] = 1
+            return
+        values = [(at, secret.reveal()) for at, secret in zip(positions, kept, strict=True)]
+        head, sealed = self._cipher.seal_each(values, _place(block))
+        block.slots[:HEAD_BYTES] = head
+        for at, slot in zip(positions, sealed, strict=True):
+            block.slots[block.start(at) : block.start(at + 1)] = slot
+
+    def done(self, plan: Plan) -> None:
+        """The plan is on disk."""
+        for block in plan.written:
+            if block.name in self._recent:
+                self._recent[block.name][block.leg] = block
+        for (name, leg), positions in plan.leaving.items():
+            held = self._recent.get(name, {})
+            if leg in held:
+                held[leg].zero(positions)
+                if not held[leg].live():
+                    del held[leg]
+
+    def failed(self, plan: Plan) -> None:
+        """Nobody knows what is on disk: it is read again."""
+        for name in {block.name for block in plan.written} | {name for name, _ in plan.leaving}:
+            self._recent.pop(name, None)
+
+    def forgotten(self) -> None:
+        self._recent.clear()
+
+
+def altered(what: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{what} was altered or moved in the database, or the field key is not the one it was sealed with",
+        "stop the node, find out who wrote to the database file, restore the store from a backup",
+    )
+
+
+def _leave(block: Block, positions: Sequence[int]) -> Statement:
+    """Zero some slots, if they are still taken. Commutes with others of the same block."""
+    stride, pieces, guards, end = block.stride, [], [], 1
+    for at in positions:
+        start = block.start(at) + 1  # SQL counts from 1
+        pieces.append(f"substr(slots, {end}, {start - end}) || zeroblob({stride})")
+        guards.append(f"substr(slots, {start}, {stride}) <> zeroblob({stride})")
+        end = start + stride
+    sql = (
+        f"UPDATE blocks SET live = live - {len(positions)},"  # noqa: S608 - numbers only
+        f" slots = CAST({' || '.join(pieces)} || substr(slots, {end}) AS BLOB)"
+        f" WHERE name = ? AND leg = ? AND version = ? AND {' AND '.join(guards)}"
+    )
+    miss = StaleRow(f"a row of block {block.name.hex()} was written by somebody else")
+    return Statement(sql, (block.name, block.leg, block.version), miss)
+
+
+def _row(block: Block, at: int, ref: Ref | None = None) -> Row:
+    try:
+        return block.row(at, ref)
+    except msgspec.MsgspecError:
+        raise altered(f"block {block.name.hex()}") from None
+
+
+def _alike(rows: Sequence[Row]) -> bool:
+    """Whether rows differ in nothing but ids, the values of their secrets, and those of their proofs."""
+    first, *others = rows
+    data, width, lengths = records.row_data(first, bare=True), _width(first), _lengths(first)
+    return (
+        width != 0
+        and len(set(lengths)) <= 1
+        and all(
+            _width(row) == width and _lengths(row) == lengths and records.row_data(row, bare=True) == data
+            for row in others
+        )
+    )
+
+
+def _width(row: Row) -> int:
+    """Length of the secret; -1 if there is none (an empty secret, 0, has no slot)."""
+    return -1 if row.secret is None else len(row.secret)
+
+
+def _lengths(row: Row) -> list[int]:
+    return [len(proof) for proof in row.proofs.values()]
+
+
+def _marks(row: Row) -> bytes:
+    return b"".join(row.proofs.values())
+
+
+def _place(block: Block) -> bytes:
+    return records.block_place(block.name, block.leg, block.version, block.members, block.data, block.marks)
