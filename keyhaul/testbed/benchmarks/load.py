@@ -1,8 +1,8 @@
-"""The load generator, a process of its own: one task as JSON on stdin, its result as JSON on stdout.
+"""The load generator, a process of its own: a task as a line of JSON on stdin, its result as one on stdout.
 
-    python -m keyhaul.testbed.benchmarks.load < task.json
+    python -m keyhaul.testbed.benchmarks.load
 
-Tasks (`kind`):
+It ends with its input. Tasks (`kind`), besides those of `asking`:
 * `hops`: one key after the other from one SAE to several, each compared with its copy at the far end;
 * `flood`: as many requests as a few connections carry, in slices that take turns between targets;
 * `turns`: one request at a time, alternating between targets, so that noise hits all of them.
@@ -18,7 +18,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,47 +27,9 @@ import uvloop
 from yarl import URL
 
 from keyhaul.edge.client import SaeClient
-from keyhaul.edge.tls import Credentials, Policy, client_context
+from keyhaul.testbed.benchmarks import asking
 from keyhaul.testbed.benchmarks.report import flush_seconds, processor_seconds
-
-Json = dict[str, Any]
-
-
-class Wire(asyncio.Protocol):
-    """One keep-alive connection with one request under way."""
-
-    def __init__(self) -> None:
-        self._transport: Any = None
-        self._received = bytearray()
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        end = self._received.find(b"\r\n\r\n")
-        if end < 0 or self._answer is None:
-            return
-        head = bytes(self._received[:end]).lower()
-        length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0] or b"0")
-        if len(self._received) >= end + 4 + length:
-            body = bytes(self._received[end + 4 : end + 4 + length])
-            self._received.clear()
-            self._answer.set_result((int(head[9:12]), body))
-
-    def connection_lost(self, problem: Exception | None) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionError("the server hung up"))
-
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body."""
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._answer
-
-    def close(self) -> None:
-        self._transport.close()
+from keyhaul.testbed.benchmarks.wire import Json, Wire, line, tls
 
 
 class Target:
@@ -78,8 +40,8 @@ class Target:
         url = URL(task["url"])
         self.host, self.port = url.host or "", url.port or 443
         host = f"{self.host}:{self.port}"
-        requests = (_request(host, each) for each in task["requests"])
-        repeated: Iterator[bytes] = itertools.repeat(_request(host, task["requests"][0]))
+        requests = (line(host, each) for each in task["requests"])
+        repeated: Iterator[bytes] = itertools.repeat(line(host, task["requests"][0]))
         self.requests = repeated if task.get("endless") else requests
         self.bodies: list[bytes] = []
         self.slices: list[Json] = []
@@ -87,10 +49,10 @@ class Target:
         self.wires: list[Wire] = []
 
     async def connect(self, number: int) -> None:
-        tls, loop = _tls(self.task), asyncio.get_running_loop()
+        context, loop = tls(self.task), asyncio.get_running_loop()
         for _ in range(number):
             _, wire = await loop.create_connection(
-                Wire, self.host, self.port, ssl=tls, server_hostname=self.host
+                Wire, self.host, self.port, ssl=context, server_hostname=self.host
             )
             self.wires.append(wire)
 
@@ -136,19 +98,6 @@ class Target:
         return {"slices": self.slices, "seconds": self.seconds, "key_ids": found}
 
 
-def _request(host: str, line: Json) -> bytes:
-    body: bytes = line.get("body", "").encode()
-    kind = "Content-Type: application/json\r\n" if body else ""
-    length = f"Content-Length: {len(body)}\r\n\r\n"
-    head = f"{line['method']} {line['path']} HTTP/1.1\r\nHost: {host}\r\n{kind}{length}"
-    return head.encode() + body
-
-
-def _tls(task: Json) -> Any:
-    files = Credentials(Path(task["cert"]), Path(task["key"]), Path(task["ca"]))
-    return client_context(files, Policy.COMPATIBLE)
-
-
 async def flood(task: Json) -> Json:
     """Slices of `seconds` that take turns between the targets, `rounds` times; the first is a warm-up."""
     targets = [Target(each) for each in task["targets"]]
@@ -178,12 +127,12 @@ async def hops(task: Json) -> Json:
     seconds: list[list[tuple[float, float]]] = [[] for _ in far]
     empty: list[float] = []
     flushes: list[float] = []
-    connector = aiohttp.TCPConnector(ssl=_tls(near))
+    connector = aiohttp.TCPConnector(ssl=tls(near))
     async with (
-        SaeClient(near["url"], _tls(near)) as master,
+        SaeClient(near["url"], tls(near)) as master,
         aiohttp.ClientSession(connector=connector) as bare,
     ):
-        slaves = [SaeClient(sae["url"], _tls(sae)) for sae in far]
+        slaves = [SaeClient(sae["url"], tls(sae)) for sae in far]
         for number in range(task["warm"] + task["rounds"]):
             for at, sae in enumerate(far):
                 begun = time.perf_counter()
@@ -205,8 +154,15 @@ async def hops(task: Json) -> Json:
     return {"keys": seconds, "empty": empty[task["warm"] :], "flush": flushes}
 
 
-KINDS = {"flood": flood, "turns": turns, "hops": hops}
+KINDS: dict[str, Callable[[Json], Coroutine[Any, Any, Json]]] = {
+    **asking.KINDS,
+    "flood": flood,
+    "turns": turns,
+    "hops": hops,
+}
 
 if __name__ == "__main__":
-    asked = json.load(sys.stdin)
-    json.dump(uvloop.run(KINDS[asked["kind"]](asked)), sys.stdout)
+    for text in sys.stdin:
+        asked = json.loads(text)
+        sys.stdout.write(json.dumps(uvloop.run(KINDS[asked["kind"]](asked))) + "\n")
+        sys.stdout.flush()

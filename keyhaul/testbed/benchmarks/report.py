@@ -15,6 +15,7 @@ from typing import Any
 
 from keyhaul import __version__
 from keyhaul.config.write import write
+from keyhaul.testbed.report.page import Block, Goal, Goals, Heading, Page, Table
 
 FSYNC_BYTES = 12_288
 """About what a commit of one key appends to the write-ahead log."""
@@ -47,6 +48,11 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     load: float = field(default_factory=lambda: os.getloadavg()[0])
+    title: str = ""
+    lead: str = ""
+    blocks: list[Block] = field(default_factory=list)  # pictures and tables of the page
+    data: dict[str, Any] = field(default_factory=dict)  # what the pictures were drawn from
+    journal: Path | None = None  # where a run that can go on writes what it has
 
     def add(self, name: str, values: Sequence[float], unit: str, **more: Any) -> Figure:
         """Add the median of `values`; `most` or `least` among the keywords make a bound of it."""
@@ -73,7 +79,25 @@ class Report:
             "seconds": round(time.time() - self.started, 1),
             "machine": machine() | {"load before": self.load, "load after": os.getloadavg()[0]},
             "figures": [asdict(figure) for figure in self.figures],
+            **({"data": self.data} if self.data else {}),
         }
+
+    def page(self) -> Page:
+        """What `--html` writes: goals, the benchmark's own tables and pictures, all figures."""
+        facts = {**machine(), "load before": round(self.load, 1), "load after": round(os.getloadavg()[0], 1)}
+        facts |= {"keyhaul": __version__, "started": time.strftime("%F %T UTC", time.gmtime(self.started))}
+        facts["seconds"] = round(time.time() - self.started)
+        page = Page(self.title or f"keyhaul bench {self.name}", self.command, self.lead, facts)
+        goals = [
+            Goal(f"{figure.name}: {figure.bound}", f"{_short(figure.value)} {figure.unit}", figure.met)
+            for figure in self.figures
+            if figure.bound
+        ]
+        if goals:
+            page.add(Goals(goals))
+        page.add(*self.blocks, Heading("All figures"))
+        page.add(Table("Medians, with the 5th and 95th percentile of the samples", HEADS, self.rows()))
+        return page
 
     def save(self, file: Path) -> None:
         """Write the document, whole or not at all."""

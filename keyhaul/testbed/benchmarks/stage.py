@@ -9,10 +9,14 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import aiohttp
+
+from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import Unavailable
-from keyhaul.testbed.benchmarks.report import processor_seconds
+from keyhaul.testbed.benchmarks.report import processor_seconds, resident_bytes
+from keyhaul.testbed.benchmarks.traffic import port_bytes
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.processes import Process
 from keyhaul.testbed.topology import Topology
@@ -22,6 +26,7 @@ Say = Callable[[str], None]
 _CALM = 0.04  # processor seconds a second, below which a process rests
 _LOOK = 0.5  # seconds between looks
 _LOAD_PATIENCE = 900.0  # seconds
+_LONGEST = 256 * 2**20  # bytes of an answer
 
 
 class WatchedTestbed(Testbed):
@@ -58,6 +63,53 @@ class Stage:
                 return
         raise Unavailable("the nodes do not come to rest", "see their logs")
 
+    def processor(self) -> dict[str, float]:
+        """Processor seconds each node has used."""
+        return {
+            node.name: processor_seconds(self.testbed.pid(node.name)) for node in self.testbed.topology.nodes
+        }
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of memory each node has."""
+        return {
+            node.name: resident_bytes(self.testbed.pid(node.name)) for node in self.testbed.topology.nodes
+        }
+
+    def node_bytes(self) -> int:
+        """Bytes so far between all nodes, on connections that are open."""
+        nodes = self.testbed.state()["nodes"]
+        return port_bytes(int(node["node_url"].rpartition(":")[2]) for node in nodes)
+
+    async def device_bits(self) -> int:
+        """Bits of device key that have been used so far on all quantum links, counted once for both ends."""
+        return await self._drawn_bits() - await self._ready_bits()
+
+    async def _ready_bits(self) -> int:
+        """Bits the nodes have drawn ahead, ready for their next messages."""
+        state, total = self.testbed.state(), 0
+        admin = state["admin"]
+        trusted = client_context(
+            Credentials(Path(admin["cert"]), Path(admin["key"]), Path(admin["ca"])), Policy.COMPATIBLE
+        )
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session:
+            for node in state["nodes"]:
+                async with session.get(node["admin_url"] + "/admin/v1/status") as answer:
+                    total += sum(link["level_bits"] or 0 for link in (await answer.json())["links"])
+        return total
+
+    async def _drawn_bits(self) -> int:
+        layout, total = self.testbed.layout, 0
+        for spot in layout.spots:
+            files = self.testbed.operator(layout.domains[spot.link.a])
+            trusted = client_context(Credentials(files.cert, files.key, files.ca), Policy.CLASSIC)
+            url = layout.device_url(spot.name) + "/testbed/knobs"
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session,
+                session.get(url) as answer,
+            ):
+                total += (await answer.json())["bits"]["delivered"]
+        return total // 2
+
 
 @contextlib.asynccontextmanager
 async def stage(
@@ -88,26 +140,58 @@ async def stage(
                 await bare.stop()
 
 
+class Generator:
+    """The load generator: a process that does one task after the other, and ends with this context."""
+
+    def __init__(self) -> None:
+        self._child: asyncio.subprocess.Process | None = None
+        self._trouble: asyncio.Task[bytes] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "keyhaul.testbed.benchmarks.load",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LONGEST,
+        )
+        assert self._child.stderr is not None
+        self._trouble = asyncio.create_task(self._child.stderr.read(), name="words of the load generator")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._child is not None
+        assert self._trouble is not None
+        if self._child.returncode is None:
+            self._child.kill()  # it holds nothing worth an orderly end
+            await self._child.wait()
+        await asyncio.gather(self._trouble, return_exceptions=True)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid if self._child else 0
+
+    async def ask(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Do one task. Raises Unavailable with its last words if it fails."""
+        child, trouble = self._child, self._trouble
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert trouble is not None
+        child.stdin.write(json.dumps(task).encode() + b"\n")
+        async with asyncio.timeout(_LOAD_PATIENCE):
+            answer = await child.stdout.readline()
+        if not answer:
+            words = (await trouble).decode(errors="replace")[-800:]
+            raise Unavailable(f"the load generator failed\n{words}", "see above")
+        result: dict[str, Any] = json.loads(answer)
+        return result
+
+
 async def load(task: Mapping[str, Any]) -> dict[str, Any]:
     """Run one task of the load generator in its own process. Raises Unavailable with its last words."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "keyhaul.testbed.benchmarks.load",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(_LOAD_PATIENCE):
-            answer, trouble = await child.communicate(json.dumps(task).encode())
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode:
-        raise Unavailable(
-            f"the load generator failed\n{trouble.decode(errors='replace')[-800:]}", "see above"
-        )
-    result: dict[str, Any] = json.loads(answer)
-    return result
+    async with Generator() as generator:
+        return await generator.ask(task)

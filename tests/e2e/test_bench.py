@@ -1,0 +1,98 @@
+"""Benchmarks on a real network: the tasks of the load generator, and a run that is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from keyhaul.testbed.benchmarks.stage import Generator, Stage, stage
+from keyhaul.testbed.topology import Link, Node, Topology
+
+pytestmark = pytest.mark.e2e
+
+PAIR = Topology(
+    "pair",
+    "two nodes, one quantum link",
+    (Node("near", "lab", ("sae-near",)), Node("far", "lab", ("sae-far",))),
+    (Link("near", "far", "qkd", devices=("instant", "instant")),),
+)
+
+
+def quiet(_: str) -> None:
+    """Progress is not looked at."""
+
+
+async def on_stage(work: Any, settings: dict[str, Any] | None = None) -> None:
+    async with stage(PAIR, settings=settings or {}, say=quiet) as on, Generator() as generator:
+        await work(on, generator)
+
+
+def task(on: Stage, kind: str, **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "near": on.saes["sae-near"], "far": on.saes["sae-far"], "patience": 20.0, **more}
+
+
+def test_every_key_of_every_kind_of_task_is_compared_at_the_far_end() -> None:
+    async def work(on: Stage, generator: Generator) -> None:
+        row = await generator.ask(task(on, "sequence", requests=5, number=2))
+        assert row["status"] == [200] * 5
+        assert all(took > 0 for took in row["took"])
+        assert row["begun"] == sorted(row["begun"])
+        crowd = await generator.ask(task(on, "burst", concurrency=10, rounds=2, number=1, pause=0.0))
+        assert crowd["status"] == [200] * 20
+        assert crowd["rounds"] == [10, 20]
+        before = on.node_bytes()
+        trip = await generator.ask(task(on, "journey", rounds=3) | {"far": [on.saes["sae-far"]]})
+        assert len(trip["enc"][0]) == len(trip["whole"][0]) == 3
+        assert all(whole > enc for enc, whole in zip(trip["enc"][0], trip["whole"][0], strict=True))
+        assert trip["different"] == 0
+        assert on.node_bytes() > before
+        assert await on.device_bits() > 0
+        assert await generator.ask(task(on, "held")) == {"same": 30, "different": 0, "missing": 0}
+        assert await generator.ask(task(on, "held")) == {"same": 0, "different": 0, "missing": 0}
+
+    asyncio.run(on_stage(work))
+
+
+def test_what_a_node_refuses_is_counted_and_not_compared() -> None:
+    async def work(on: Stage, generator: Generator) -> None:
+        found = await generator.ask(task(on, "sequence", requests=2, number=9))
+        assert found["status"] == [400, 400]
+        assert await generator.ask(task(on, "held")) == {"same": 0, "different": 0, "missing": 0}
+
+    asyncio.run(on_stage(work, {"limits": {"max_key_per_request": 8}}))
+
+
+def test_an_interrupted_run_leaves_nothing_behind_but_its_journal(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "keyhaul.cli", "bench", "paper-a", "--quick", "--json", "a.json"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        text=True,
+    )
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("[3/"):
+            break
+    family = psutil.Process(child.pid).children(recursive=True)
+    assert len(family) > 32, "two networks of eight nodes and eight devices, and their load generators"
+    child.send_signal(signal.SIGTERM)
+    rest = child.stderr.read()
+    child.stderr.close()
+    assert child.wait(60) == 130
+    assert "the same command goes on" in rest
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, [process.cmdline() for process in alive]
+    head, *units = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    assert head["benchmark"] == "paper-a"
+    assert [unit["unit"] for unit in units[:2]] == ["default: pair 1 2", "paper-a: pair 1 2"]
+    assert {each.name for each in tmp_path.iterdir()} == {"a.jsonl"}, "no key material is left on disk"
