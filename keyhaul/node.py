@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -450,11 +450,16 @@ def prepare(settings: config.NodeConfig) -> list[str]:
     return [f"root secret kept by {opened.kind}, grade {opened.grade.value}", *opened.warnings]
 
 
-async def serve(settings: config.NodeConfig, *, sockets: Mapping[str, socket.socket] | None = None) -> None:
+async def serve(
+    settings: config.NodeConfig,
+    *,
+    sockets: Mapping[str, socket.socket] | None = None,
+    make: Callable[[config.NodeConfig], Node] = Node,
+) -> None:
     """Run a node until SIGTERM, SIGINT or cancellation; then stop it in order."""
     for missing in harden():
         log.warning("not hardened", what=missing)
-    node = Node(settings)
+    node = make(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,9 +6,13 @@ import argparse
 import asyncio
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keyhaul.config import NodeConfig
+    from keyhaul.node import Node
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,7 +23,7 @@ def main(words: Sequence[str]) -> int:
     return run(parser.parse_args(words).config)
 
 
-def run(file: Path) -> int:
+def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     """Run the node of a configuration file. Raises ConfigError or SealError if it cannot start."""
     # structlog imports rich for its colours where it can find it: 60 ms and 6 MiB in every node for nothing.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
@@ -27,13 +31,13 @@ def run(file: Path) -> int:
 
     from keyhaul.cli.activation import inherited
     from keyhaul.config import load
-    from keyhaul.node import serve
+    from keyhaul.node import Node, serve
 
     _log_to_stderr()
     _leave_no_core()
     sockets = inherited(frozenset({"sae", "node", "admin"}))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(load(file), sockets=sockets))
+        runner.run(serve(load(file), sockets=sockets, make=make or Node))
     return 0
 
 

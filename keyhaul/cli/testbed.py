@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyhaul.cli.output import Json, document, note, say
+from keyhaul.errors import ConfigError
 
 if TYPE_CHECKING:
+    from keyhaul.testbed.faults import Attack
     from keyhaul.testbed.network import Testbed
 
 app = typer.Typer(
@@ -34,6 +36,9 @@ def up(
     no_restart: Annotated[bool, typer.Option("--no-restart", help="Let dead nodes stay dead.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier testbed from there.")] = False,
     devices: Annotated[str, typer.Option(help="Device preset for all links, such as `instant`.")] = "",
+    cheat: Annotated[
+        list[str] | None, typer.Option(help="NODE=ATTACK: a relay that cheats, such as n2=flip.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start a network and keep it running until SIGTERM or Ctrl-C; addresses are in DIR/testbed.json."""
@@ -44,9 +49,25 @@ def up(
     if fresh:
         remove(directory)
     testbed = Testbed(
-        shape.with_devices(devices) if devices else shape, directory, restart=not no_restart, progress=note
+        shape.with_devices(devices) if devices else shape,
+        directory,
+        restart=not no_restart,
+        cheats=_cheats(cheat or []),
+        progress=note,
     )
     asyncio.run(_keep_up(testbed, as_json))
+
+
+def _cheats(words: list[str]) -> dict[str, Attack]:
+    from keyhaul.testbed.faults import Attack
+
+    found = {}
+    for word in words:
+        node, _, attack = word.partition("=")
+        if attack not in list(Attack):
+            raise ConfigError(f"--cheat {word}: no such attack", f"use NODE={'|'.join(Attack)}")
+        found[node] = Attack(attack)
+    return found
 
 
 async def _keep_up(testbed: Testbed, as_json: bool) -> None:

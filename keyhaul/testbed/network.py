@@ -22,6 +22,7 @@ from keyhaul.config import NodeConfig, load
 from keyhaul.config.write import write
 from keyhaul.errors import ConfigError, KeyhaulError, Unavailable
 from keyhaul.pki import Files
+from keyhaul.testbed.faults import Attack
 from keyhaul.testbed.layout import PORTS, Certificates, Layout
 from keyhaul.testbed.pidfile import PidFile
 from keyhaul.testbed.processes import Process, listening, rebound
@@ -43,9 +44,9 @@ def _quiet(_: str) -> None:
 class Testbed:
     """`async with Testbed(named("galicia-basque"), directory) as testbed: ...`.
 
-    `settings` are tables for every node's configuration, such as `{"delivery": {"pool": 8}}`. `progress` is
-    told each step in a few words. Raises ConfigError if the directory is in use, Unavailable if a process
-    does not come up.
+    `settings` are tables for every node's configuration, such as `{"delivery": {"pool": 8}}`. `cheats` names
+    nodes that do what `keyhaul.testbed.faults` says to keys that pass them. `progress` is told each step in a
+    few words. Raises ConfigError if the directory is in use, Unavailable if a process does not come up.
     """
 
     __test__ = False  # not a test class, whatever its name
@@ -57,6 +58,7 @@ class Testbed:
         *,
         restart: bool = True,
         settings: Mapping[str, Any] | None = None,
+        cheats: Mapping[str, Attack] | None = None,
         progress: Progress = _quiet,
     ) -> None:
         self.topology = topology
@@ -64,6 +66,9 @@ class Testbed:
         self.directory = self.layout.directory
         self._restart = restart
         self._settings = settings or {}
+        self._cheats = {name: Attack(attack) for name, attack in (cheats or {}).items()}
+        if unknown := self._cheats.keys() - {node.name for node in topology.nodes}:
+            raise ConfigError(f"there is no {', '.join(sorted(unknown))} that could cheat", "name its nodes")
         self._progress = progress
         self._pid_file = PidFile(self.directory / "testbed.pid")
         self._certificates: Certificates | None = None
@@ -182,6 +187,9 @@ class Testbed:
     async def _start_nodes(self, sockets: Mapping[str, Mapping[str, socket.socket]]) -> None:
         for node in self.topology.nodes:
             command = ["-m", "keyhaul.cli", "serve", "--config", str(self.layout.node_file(node.name))]
+            if attack := self._cheats.get(node.name):
+                command[1:3] = ["keyhaul.cli.byzantine"]
+                command += ["--attack", attack.value]
             self._nodes[node.name] = self._make_process(node.name, command)
         await _all_up(self._nodes.values(), sockets)
         for name in self._nodes:

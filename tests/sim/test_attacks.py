@@ -1,0 +1,73 @@
+"""What malicious relays get away with, attack by attack and scheme by scheme, and that the page says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyhaul.schemes.paper_a import PaperA
+from keyhaul.testbed.faults import ATTACKS, Attack
+from tests.sim import attacks
+from tests.sim.attacks import (
+    ALONE,
+    DELIVERED,
+    FALSE_KEY,
+    FALSE_NAME,
+    KEY,
+    LINE,
+    NO_KEY,
+    REFUSED,
+    SCHEMES,
+    UNEQUAL,
+    outcome,
+    scene,
+)
+from tests.sim.dialogue import past
+
+AUTHENTICATED = [scheme for scheme in SCHEMES if scheme != PaperA.name]
+ALTERING = [attack for attack in Attack if attack not in (Attack.REORDER, Attack.DROP, Attack.PRETEND)]
+
+
+def test_the_page_holds_the_outcomes_as_they_are() -> None:
+    now, should = attacks.written()
+    assert now == should, "write docs/threat-model.md anew: python -m tests.sim.attacks"
+
+
+@pytest.mark.parametrize("scheme", AUTHENTICATED)
+@pytest.mark.parametrize("attack", ALTERING)
+def test_what_was_altered_is_never_stored(attack: Attack, scheme: str) -> None:
+    played = scene(LINE, scheme, attack)
+    assert played.cheat.touched, "the attack took place"
+    for key_id in played.cheat.touched:
+        states = [state.value for state in past(played.at_c[key_id])]
+        assert states[:2] == ["accepted", "failed"], "refused before it was stored"
+        assert played.at_c[key_id].secret is None
+    assert played.stored() == NO_KEY
+
+
+@pytest.mark.parametrize("scheme", AUTHENTICATED)
+@pytest.mark.parametrize("attack", list(Attack))
+def test_a_master_gets_the_key_its_peer_gets_or_none(attack: Attack, scheme: str) -> None:
+    came = outcome(scheme, attack)
+    assert came.one_way == (DELIVERED if attack is Attack.REORDER else REFUSED)
+    assert came.two_ways == DELIVERED, "keys go around the cheat"
+    assert came.sees == ("the key" if scheme == "trusted" else "nothing")
+    assert came.stored in (NO_KEY, KEY)
+
+
+def test_without_authentication_the_same_attacks_succeed() -> None:
+    """So the harness can tell success from failure."""
+    came = {attack: outcome(PaperA.name, attack) for attack in ATTACKS}
+    assert {came[attack].one_way for attack in (Attack.FLIP, Attack.SUBSTITUTE, Attack.SWAP)} == {UNEQUAL}
+    assert {came[attack].one_way for attack in (Attack.PRETEND, Attack.REDIRECT)} == {ALONE}
+    assert came[Attack.SUBSTITUTE].stored == FALSE_KEY
+    assert came[Attack.REDIRECT].stored == FALSE_NAME
+    assert {each.sees for each in came.values()} == {"the key"}
+
+
+@pytest.mark.parametrize("scheme", AUTHENTICATED)
+def test_a_probing_relay_hears_one_constant_answer(scheme: str) -> None:
+    played = scene(LINE, scheme, Attack.PROBE)
+    states = {key_id: [state.value for state in past(row)] for key_id, row in played.at_b.items()}
+    touched = [states[key_id] for key_id in played.cheat.touched]
+    assert len(touched) == 4
+    assert {"failed" in each and "relayed" not in each for each in touched} == {True}
