@@ -27,6 +27,9 @@ import structlog
 from keyhaul import __version__, config, vault
 from keyhaul.activity import Activity
 from keyhaul.admission import Admission
+from keyhaul.audit import keeping
+from keyhaul.audit.delivery import AuditedDelivery
+from keyhaul.audit.log import AuditLog
 from keyhaul.control import Directory
 from keyhaul.dashboard.local import LocalSource, Trend, certificates
 from keyhaul.dashboard.pages import Pages
@@ -158,6 +161,7 @@ class Node:
         self._devices: list[Device] = []
         self.entropy = MixedEntropy()
         self._stack = contextlib.AsyncExitStack()
+        self.audit: AuditLog | None = None
         self._trends: dict[str, Trend] = {}
 
     # ------------------------------------------------------------------ start
@@ -175,6 +179,7 @@ class Node:
         wanted = self.config.entropy
         self.entropy.start(configured.sources(wanted), wanted.on_failure, wanted.buffer)
         self._build()
+        await self._open_audit()
         await self._load()
         for message in await self.vault.ledger.messages():
             self.outbox.send(message)
@@ -183,6 +188,21 @@ class Node:
         await self._serve(sockets)
         self._run()
         self._say_ready()
+
+    async def _open_audit(self) -> None:
+        ledger, sealed_by = self.vault.ledger, {"kind": self.vault.kind, "grade": self.vault.grade}
+        self.audit = await keeping.open_audit(self.config.audit, self.identity, ledger)
+        if self.audit is None:
+            return
+        self._stack.push_async_callback(keeping.end, self.audit, ledger)
+        self.audit.note("unsealed", **sealed_by, incarnation=ledger.incarnation.hex())
+        await keeping.tell_of_changes(self.audit, self.config, ledger)
+        self._tasks.spawn(keeping.keep(self.audit, ledger), "audit")
+
+    def _note(self, event: str, **fields: Any) -> None:
+        """A line for the audit log, if there is one."""
+        if self.audit is not None:
+            self.audit.note(event, **fields)
 
     def _build(self) -> None:
         settings, ledger = self.config, self.vault.ledger
@@ -304,6 +324,7 @@ class Node:
             callback=self.urls["node"] + PATHS["ack"],
             foreign=_foreign(settings),
             quota=self.admission,
+            note=self._note,
         )
         self.outbox = Outbox(self.peers, self._clock, self._tasks.spawn)
         self.settlement = Settlement(self.site, self.outbox)
@@ -339,7 +360,8 @@ class Node:
         node_port = peering.NodePort(
             kernel, kinds, callbacks, drafts=drafts, federation=self.federation, turns=turns
         )
-        saes = sae.SaeApplication(self.activity, self.config.limits, turns)
+        delivery = self.activity if self.audit is None else AuditedDelivery(self.activity, self.audit)
+        saes = sae.SaeApplication(delivery, self.config.limits, turns)
         operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy).application()
         Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
         applications = {
@@ -352,7 +374,7 @@ class Node:
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
             context = tls.server_context(credentials, tls.Policy(listener.tls))
             bounds = replace(bounds, crowd=_crowd(self.config))
-            port = Port(name, application, render, _CALLERS[name], context, bounds)
+            port = Port(name, application, render, _CALLERS[name], context, bounds, note=self._note)
             await port.open([sockets[name]])
             self._stack.push_async_callback(port.close)
 
@@ -410,6 +432,7 @@ class Node:
             "silent": self.outbox.silent(),
             "pools": self.origin.pools.summary(),
             "admission": self.admission.summary(),
+            "audit": self.audit.summary() if self.audit is not None else None,
             "outbox": self.outbox.waiting(),
             "unfinished": len(await self.vault.ledger.unfinished()),
             "activity": self.activity.summary(),
@@ -434,6 +457,7 @@ class Node:
     async def replace_entropy(self, table: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
         """Other sources until the next start, for the admin port; requests go on meanwhile."""
         log.warning("entropy sources are to be replaced", operator=operator)
+        self._note("changed", part="entropy", operator=operator)
         await configured.replace(self.entropy, self.config.file, table)
         return self.entropy.status()
 

@@ -189,6 +189,9 @@ class Settlement:
             if opened is not None:
                 opened.spend(change)
             messages = self._write(news, change)
+        self.site.note(
+            "voided", by=peer, initiator=request.initiator_sae_id, keys=[str(ref.key_id) for ref in refs]
+        )
         self._tell(messages, news)
 
     async def _named(self, peer: str, request: Void) -> list[Ref]:
@@ -275,6 +278,8 @@ class Settlement:
                         news.down(hop, row, self.site.targets_at(row, leg))
                 rows.append(row)
             messages = self._write(news, change)
+        voided = [str(row.ref.key_id) for row in rows if row.state is State.VOIDED]
+        self.site.note("voided", by=self.site.name, keys=voided)
         self._tell(messages, news)
         return rows
 
@@ -303,6 +308,7 @@ class Settlement:
                     lifecycle.step(row, State.EXPIRED, now)
                     news.ended.append(row)
             messages = self._write(news, change)
+        self.site.note("lapsed", keys=[str(ref.key_id) for ref in refs])
         self._tell(messages, news)
 
     # ------------------------------------------------------------------ what the outbox learned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from keyhaul.errors import ExtensionRefused, NoRoute, PeerUnreachable
 from keyhaul.keys import Row
@@ -78,6 +78,16 @@ class Quota(Protocol):
         """A neighbour is about to fill so many rows. Raises Unavailable; then nothing may be kept."""
 
 
+class Note(Protocol):
+    """Takes a line for the audit log."""
+
+    def __call__(self, event: str, **fields: Any) -> None: ...
+
+
+def _unnoted(event: str, **fields: Any) -> None:
+    """Nobody keeps a log."""
+
+
 class _NoQuota:
     def keys(self, peer: str, number: int, now: float) -> None:
         """As many as it likes."""
@@ -98,6 +108,7 @@ class Site:
     callback: str = ""
     foreign: Mapping[str, ForeignPeer] = field(default_factory=dict)
     quota: Quota = field(default_factory=_NoQuota)
+    note: Note = _unnoted
 
     def link(self, peer: str) -> Link:
         """The link to a neighbour. Raises PeerUnreachable if there is none."""

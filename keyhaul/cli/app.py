@@ -5,14 +5,14 @@ from __future__ import annotations
 import typer
 
 from keyhaul import __version__
-from keyhaul.cli import bench, config, conformance, dashboard, demo, init, operator, sae, testbed
+from keyhaul.cli import audit, bench, config, conformance, dashboard, demo, init, operator, sae, testbed
 from keyhaul.cli.output import Json, document, say
 
 app = typer.Typer(
     name="keyhaul",
     help="Key delivery across federations of quantum key distribution networks.",
     epilog="All commands: init, serve, status, dashboard, version, demo, bench, config check, testbed up, "
-    "testbed down, sae get, sae fetch, sae status, key trace, conformance 014. "
+    "testbed down, sae get, sae fetch, sae status, key trace, conformance 014, audit verify. "
     "Exit codes: 0 it worked, 1 it did not, 2 misuse.",
     no_args_is_help=True,
     add_completion=False,
@@ -28,6 +28,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(sae.app, name="sae")
 app.add_typer(conformance.app, name="conformance")
+app.add_typer(audit.app, name="audit")
 app.add_typer(operator.keys, name="key")
 
 

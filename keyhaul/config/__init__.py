@@ -2,6 +2,7 @@
 
 from keyhaul.config.entropy import parse_entropy
 from keyhaul.config.model import (
+    AuditConfig,
     Delivery,
     DeviceEnd,
     EntropyConfig,
@@ -21,6 +22,7 @@ from keyhaul.config.parse import check, load
 from keyhaul.config.reader import Mistake, Mistakes
 
 __all__ = [
+    "AuditConfig",
     "Delivery",
     "DeviceEnd",
     "EntropyConfig",

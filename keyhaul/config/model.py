@@ -216,6 +216,15 @@ class EntropyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditConfig:
+    """The audit log; none without `file`. `required`: no key is handed out that is not in it on disk."""
+
+    file: Path | None = None
+    required: bool = False
+    rotate_bytes: int = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything one node needs to know before it starts."""
 
@@ -234,3 +243,4 @@ class NodeConfig:
     ready_file: Path | None = None
     entropy: EntropyConfig = EntropyConfig()
     admission: Rules = field(default_factory=Rules)
+    audit: AuditConfig = AuditConfig()

@@ -86,6 +86,7 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         ready_file=root.optional_file("ready_file"),
         entropy=read_entropy(root.section("entropy", required=False)),
         admission=read_admission(root.section("admission", required=False)),
+        audit=_audit(root.section("audit", required=False)),
     )
 
 
@@ -239,6 +240,19 @@ def _delivery(table: Section) -> model.Delivery:
         table.report("release", f'release = "immediate": {risk}', 'prefer "relayed"', warning=True)
     table.done()
     return delivery
+
+
+def _audit(table: Section) -> model.AuditConfig:
+    plain = model.AuditConfig()
+    audit = model.AuditConfig(
+        file=table.optional_file("file"),
+        required=table.flag("required", plain.required),
+        rotate_bytes=table.integer("rotate_bytes", plain.rotate_bytes, low=4096),
+    )
+    if audit.required and audit.file is None:
+        table.report("required", "the audit log is required, but no file is named", "add file = …")
+    table.done()
+    return audit
 
 
 def _prefetch(table: Section) -> model.Prefetch:

@@ -36,6 +36,8 @@ from keyhaul.errors import (
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Render = Callable[[KeyhaulError], web.Response]
 NameOf = Callable[[x509.Certificate], str]
+Note = Callable[..., None]
+"""Takes an event and its fields, for the audit log."""
 
 log = structlog.get_logger("keyhaul.edge")
 
@@ -63,7 +65,7 @@ class Port:
     """A listening TLS port. `role` is what its callers are in the log: sae, node or admin.
 
     `name_of` says who a certificate speaks for. It is asked before any handler runs, so a caller without
-    a name in this role reaches none of them.
+    a name in this role reaches none of them. `note` is told each refusal.
     """
 
     def __init__(
@@ -74,7 +76,10 @@ class Port:
         name_of: NameOf,
         tls: ssl.SSLContext,
         bounds: Bounds | None = None,
+        *,
+        note: Note = lambda event, **fields: None,
     ) -> None:
+        self._note = note
         self.role = role
         self.render = render
         self.name_of = name_of
@@ -166,14 +171,14 @@ class Port:
         if surplus or not request.content.is_eof():  # the rest of a body is never taken for the next request
             response.force_close()
         caller = request.protocol.caller if isinstance(request.protocol, Connection) else None
-        log.warning(
-            "request refused",
-            status=response.status,
-            cause=error.cause,
-            method=request.method,
-            path=request.rel_url.raw_path[:256],
-            **{self.role: caller},
-        )
+        told = {
+            "status": response.status,
+            "cause": error.cause,
+            "method": request.method,
+            "path": request.rel_url.raw_path[:256],
+        }
+        log.warning("request refused", **told, **{self.role: caller})
+        self._note("refused", role=self.role, caller=caller, **told)
         return response
 
     def _unexpected(self, bug: BaseException) -> Unavailable:

@@ -21,6 +21,7 @@ from keyhaul.policy import Limits
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS = (
+    config.AuditConfig,
     config.Delivery,
     config.DeviceEnd,
     config.Listener,
