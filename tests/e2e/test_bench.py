@@ -62,6 +62,32 @@ def test_every_key_of_every_kind_of_task_is_compared_at_the_far_end() -> None:
     asyncio.run(on_stage(work))
 
 
+@pytest.mark.parametrize("scheme", [None, "trusted"])
+def test_a_closed_loop_compares_what_it_fetches(scheme: str | None) -> None:
+    async def work(on: Stage, generator: Generator) -> None:
+        asked = task(on, "pairs", concurrency=3, number=2, seconds=0.3, scheme=scheme)
+        found = await generator.ask(asked | {"master": "sae-near", "slave": "sae-far"})
+        assert found["refused"] == {}
+        assert found["keys"] == 2 * len(found["enc"]) == 2 * len(found["dec"]) > 0
+        assert found["different"] == 0
+        empty = {side: {**asked[side], "url": on.bare_url} for side in ("near", "far")}
+        nothing = await generator.ask(asked | empty | {"master": "2", "slave": "2", "scheme": None})
+        assert nothing["keys"] == 2 * len(nothing["enc"]) > 0
+        assert (nothing["different"], nothing["refused"]) == (0, {})
+
+    asyncio.run(on_stage(work))
+
+
+def test_a_loop_counts_what_is_refused() -> None:
+    async def work(on: Stage, generator: Generator) -> None:
+        asked = task(on, "pairs", concurrency=2, number=1, seconds=0.1, scheme="no-such-scheme")
+        found = await generator.ask(asked | {"master": "sae-near", "slave": "sae-far"})
+        assert found["keys"] == 0
+        assert set(found["refused"]) == {"400"}
+
+    asyncio.run(on_stage(work))
+
+
 def test_what_a_node_refuses_is_counted_and_not_compared() -> None:
     async def work(on: Stage, generator: Generator) -> None:
         found = await generator.ask(task(on, "sequence", requests=2, number=9))

@@ -26,7 +26,7 @@ from keyhaul.testbed.benchmarks.statistics_a import (
     moving,
     rates,
 )
-from keyhaul.testbed.benchmarks.traffic import port_bytes
+from keyhaul.testbed.benchmarks.traffic import Traffic
 from keyhaul.testbed.presets import PRESETS
 from keyhaul.testbed.topology import named
 
@@ -157,15 +157,18 @@ def test_the_kernel_counts_what_crosses_a_port() -> None:
     ):
         far, _ = listening.accept()
         port = listening.getsockname()[1]
-        before = port_bytes([port])
+        traffic = Traffic([port])
+        before = traffic.total()
         near.sendall(bytes(40_000))
         left = 40_000
         while left:
             left -= len(far.recv(left))
-        assert port_bytes([port]) - before == 40_000
-        assert port_bytes([near.getsockname()[1]]) >= 40_000, "the other end is a connection of its own"
-        assert port_bytes([]) == 0
+        assert traffic.total() - before == 40_000
+        other = Traffic([near.getsockname()[1]])
+        assert other.total() >= 40_000, "the other end is a connection of its own"
+        assert Traffic([]).total() == 0
         far.close()
+    assert traffic.total() - before >= 40_000, "what has ended stays counted"
 
 
 # ---------------------------------------------------------------------- the report

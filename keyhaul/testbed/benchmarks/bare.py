@@ -2,7 +2,8 @@
 
     python -m keyhaul.testbed.benchmarks.bare CERT KEY CA READY_FILE
 
-Its answer is as long as one key of 256 bits takes in a container of 014.
+Its answer is as long as one key of 256 bits takes in a container of 014; for an SAE that is called `16` or
+`128`, as long as that many keys take.
 """
 
 from __future__ import annotations
@@ -18,13 +19,25 @@ from aiohttp import web
 from keyhaul.config.write import write
 from keyhaul.edge.tls import Credentials, Policy, server_context
 
-ANSWER = b'{"keys":[{"key_ID":"%s","key":"%s"}]}' % (b"0" * 36, b"A" * 44)
+
+def container(number: int) -> bytes:
+    """Keys of 256 bits, all zero, with the ids 0, 1, 2, …"""
+    keys = [{"key_ID": f"{each:036d}", "key": "A" * 43 + "="} for each in range(number)]
+    return json.dumps({"keys": keys}, separators=(",", ":")).encode()
+
+
+ANSWER = container(1)
+ANSWERS = {
+    f"/api/v1/keys/{number}/{operation}": container(number)
+    for number in (2, 4, 8, 16, 32, 64, 128)
+    for operation in ("enc_keys", "dec_keys")
+}
 
 
 async def answer(request: web.Request) -> web.Response:
     """Reads the body, if there is one, and looks at nothing."""
     await request.read()
-    return web.Response(body=ANSWER, headers={"Content-Type": "application/json"})
+    return web.Response(body=ANSWERS.get(request.path, ANSWER), headers={"Content-Type": "application/json"})
 
 
 async def serve(credentials: Credentials, ready: Path) -> None:

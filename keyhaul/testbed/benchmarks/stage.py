@@ -16,7 +16,7 @@ import aiohttp
 from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import Unavailable
 from keyhaul.testbed.benchmarks.report import processor_seconds, resident_bytes
-from keyhaul.testbed.benchmarks.traffic import port_bytes
+from keyhaul.testbed.benchmarks.traffic import Traffic
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.processes import Process
 from keyhaul.testbed.topology import Topology
@@ -45,6 +45,7 @@ class Stage:
         self.bare = bare
         self.bare_url = bare_url
         state = testbed.state()
+        self._traffic = Traffic(int(node["node_url"].rpartition(":")[2]) for node in state["nodes"])
         self.saes: dict[str, dict[str, str]] = {
             sae["id"]: {**{name: sae[name] for name in ("id", "cert", "key", "ca")}, "url": sae["sae_url"]}
             for sae in state["saes"]
@@ -58,6 +59,7 @@ class Stage:
             pids = [self.testbed.pid(node) for node in nodes]
             before = [processor_seconds(pid) for pid in pids]
             await asyncio.sleep(_LOOK)
+            self._traffic.total()
             used = [processor_seconds(pid) - old for pid, old in zip(pids, before, strict=True)]
             if max(used) < _CALM * _LOOK:
                 return
@@ -76,9 +78,8 @@ class Stage:
         }
 
     def node_bytes(self) -> int:
-        """Bytes so far between all nodes, on connections that are open."""
-        nodes = self.testbed.state()["nodes"]
-        return port_bytes(int(node["node_url"].rpartition(":")[2]) for node in nodes)
+        """Bytes so far between all nodes."""
+        return self._traffic.total()
 
     async def device_bits(self) -> int:
         """Bits of device key that have been used so far on all quantum links, counted once for both ends."""
@@ -151,7 +152,7 @@ class Generator:
         self._child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "keyhaul.testbed.benchmarks.load",
+            "keyhaul.testbed.benchmarks.generator",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -92,10 +92,13 @@ class Caller:
             self._idle.append(await self._wire())
 
     async def enc(
-        self, slave: str, number: int, size: int = 256, patience: float = 60.0
+        self, slave: str, number: int, *, scheme: str | None = None, patience: float = 60.0
     ) -> tuple[int, bytes]:
         """Status and body of enc_keys; status 0 if there was no answer within `patience` seconds."""
-        body = json.dumps({"number": number, "size": size})
+        asked: Json = {"number": number, "size": 256}
+        if scheme is not None:
+            asked["extension_mandatory"] = [{"keyhaul_scheme": scheme}]
+        body = json.dumps(asked)
         return await self._ask(f"/api/v1/keys/{slave}/enc_keys", body, patience)
 
     async def dec(self, master: str, key_ids: list[str], patience: float = 60.0) -> tuple[int, bytes]:
