@@ -66,15 +66,20 @@ class Buckets:
 
         What is more than a full bucket costs a full bucket, or it could never be had.
         """
-        level, since = self._levels.get(name, (self._most, now))
-        level = min(self._most, level + max(0.0, now - since) * self._rate)
-        amount = min(amount, self._most)
+        levels, most = self._levels, self._most
+        level, since = levels.get(name) or (most, now)
+        if now > since:
+            level += (now - since) * self._rate
+        if level > most:
+            level = most
+        if amount > most:
+            amount = most
         if level < amount:
             return (amount - level) / self._rate
-        self._levels[name] = (level - amount, now)
-        self._levels.move_to_end(name)
-        if len(self._levels) > MOST_BUCKETS:
-            self._levels.popitem(last=False)  # whoever was not seen for longest has a full one again anyway
+        levels[name] = (level - amount, now)
+        levels.move_to_end(name)
+        if len(levels) > MOST_BUCKETS:
+            levels.popitem(last=False)  # whoever was not seen for longest has a full one again anyway
         return 0.0
 
     def __len__(self) -> int:

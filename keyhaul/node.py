@@ -37,7 +37,7 @@ from keyhaul.edge import admin, sae, tls
 from keyhaul.edge import peer as peering
 from keyhaul.edge.accepting import Crowd
 from keyhaul.edge.posting import HttpPeers
-from keyhaul.edge.server import Bounds, Port, bind
+from keyhaul.edge.server import Application, Bounds, Port, Render, bind
 from keyhaul.edge.turns import Holdings, Turns
 from keyhaul.entropy import MixedEntropy, configured
 from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
@@ -364,8 +364,8 @@ class Node:
         saes = sae.SaeApplication(delivery, self.config.limits, turns)
         operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy).application()
         Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
-        applications = {
-            "sae": (saes.application(), sae.render, Bounds()),
+        applications: dict[str, tuple[Application, Render, Bounds]] = {
+            "sae": (saes.answer, sae.render, Bounds()),
             "node": (node_port.application(), peering.render, peering.BOUNDS),
             "admin": (operators, admin.render, Bounds()),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import UNSET
@@ -142,6 +143,8 @@ def check_sae(sae: str) -> str:
 
 def _options(mandatory: Extensions, optional: Extensions) -> tuple[Mapping[str, Any], frozenset[str]]:
     """The extensions we understand, and the names of those that must be met."""
+    if not mandatory and not optional:
+        return _NO_OPTIONS
     demanded, wished = _flat(mandatory), _flat(optional)
     if unknown := sorted(demanded.keys() - _UNDERSTOOD.keys()):
         raise Refused(
@@ -153,6 +156,9 @@ def _options(mandatory: Extensions, optional: Extensions) -> tuple[Mapping[str, 
         raise Malformed(f"extension {_shown(both)} is both mandatory and optional", "give it once")
     given = {name: value for name, value in (demanded | wished).items() if name in _UNDERSTOOD}
     return {name: _UNDERSTOOD[name](name, value) for name, value in given.items()}, frozenset(demanded)
+
+
+_NO_OPTIONS: tuple[Mapping[str, Any], frozenset[str]] = (MappingProxyType({}), frozenset())
 
 
 def _flat(extensions: Extensions) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Keys relayed ahead as a master gets them: in blocks, and from memory while a block lasts.
 
 A block leaves the pool marked as handed out, in one commit before its first key is given; so most
-requests wait for no disk. A crash burns what is left of a block: never twice, sometimes not at all.
+requests wait for no disk. A crash burns what is left of two blocks at most: a key is given never twice,
+sometimes not at all.
 """
 
 from __future__ import annotations
@@ -59,20 +60,23 @@ class Stock:
     async def take(self, pool: Pool, number: int) -> list[Delivered]:
         """All of `number` keys, or none: then they have to be made."""
         now = self._site.clock.now()
-        hand = self._hands[pool]
+        hand, block = self._hands[pool], self._pools.block
         while not (keys := hand.give(number, now)):
+            if number * 2 > block:  # most of a block each: nothing is gained by taking turns
+                if not await self._reach(pool, hand):
+                    return []
+                continue
             async with hand.reaching:
                 if len(hand) < number and not await self._reach(pool, hand):
                     return []
-        half = self._pools.block // 2
-        if len(hand) < half and self._pools.count(pool) and not hand.reaching.locked():
-            self._spawn(self._reach_ahead(pool, hand, half), "reach into pool")
+        if len(hand) * 4 < block * 3 and self._pools.count(pool) and not hand.reaching.locked():
+            self._spawn(self._reach_ahead(pool, hand), "reach into pool")
         return keys
 
-    async def _reach_ahead(self, pool: Pool, hand: _Hand, least: int) -> None:
+    async def _reach_ahead(self, pool: Pool, hand: _Hand) -> None:
         """Take the next block before the last key of this one is asked for."""
         async with hand.reaching:
-            if len(hand) < least:
+            if len(hand) * 4 < self._pools.block * 3:
                 await self._reach(pool, hand)
 
     async def _reach(self, pool: Pool, hand: _Hand) -> bool:

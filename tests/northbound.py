@@ -195,7 +195,7 @@ async def stage(
     cast: Cast, limits: Limits | None = None, bounds: Bounds | None = None, kernel: Any = None
 ) -> AsyncIterator[Stage]:
     kernel = kernel or Kernel()
-    application = SaeApplication(kernel, limits).application()
+    application = SaeApplication(kernel, limits).answer
     port = Port("sae", application, render, sae_id, server_context(cast.port, Policy.COMPATIBLE), bounds)
     await port.open([bind("127.0.0.1", 0)])
     try:

@@ -9,14 +9,15 @@ fault is the sender's, and 503 would invite it to send the same again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from keyhaul.admission import Admission, Rules
-from keyhaul.edge.server import caller_of, read_body
+from keyhaul.edge.server import caller_of, expect, read_body
 from keyhaul.edge.turns import Turns
 from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused, TimedOut, Unauthorized
 from keyhaul.messages import etsi014
@@ -45,6 +46,9 @@ class Delivery(Protocol):
         """Where this pair stands; consumes nothing. Raises NoSuchTarget and Unavailable."""
 
 
+_Method = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
+
+
 class SaeApplication:
     """The five calls of clause 5, on top of a kernel and the limits the node announces."""
 
@@ -53,61 +57,57 @@ class SaeApplication:
         self._limits = limits or Limits()
         self._turns = turns or Turns(Admission(Rules()), time.monotonic)
 
-    def application(self) -> web.Application:
-        """The routes. HEAD is not among them: on enc_keys it would take keys and deliver nothing."""
-        application = web.Application()
-        # The pattern sees `%2F` still escaped. Handlers read the id from the raw path (`_sae_in`).
-        prefix = etsi014.PREFIX + r"/{sae:[^/]*}"
-        application.router.add_route("GET", f"{prefix}/status", self.status)
-        application.router.add_route("GET", f"{prefix}/enc_keys", self.enc_keys_short)
-        application.router.add_route("POST", f"{prefix}/enc_keys", self.enc_keys)
-        application.router.add_route("GET", f"{prefix}/dec_keys", self.dec_keys_short)
-        application.router.add_route("POST", f"{prefix}/dec_keys", self.dec_keys)
-        return application
+        self._routes: dict[str, dict[str, _Method]] = {
+            "status": {"GET": self._status},
+            "enc_keys": {"GET": self._enc_keys_short, "POST": self._enc_keys},
+            "dec_keys": {"GET": self._dec_keys_short, "POST": self._dec_keys},
+        }
 
-    async def status(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """One call. HEAD is not among the methods: on enc_keys it would take keys and deliver nothing."""
+        # The path is split while `%2F` is still escaped, and its pieces are unescaped once.
+        path = request.rel_url.raw_path.split("/")
+        methods = self._routes.get(path[-1])
+        if methods is None or len(path) != len(_PREFIX) + 2 or path[: len(_PREFIX)] != _PREFIX:
+            raise web.HTTPNotFound
+        method = methods.get(request.method)
+        if method is None:
+            raise web.HTTPMethodNotAllowed(request.method, methods)
+        caller = caller_of(request)
+        self._turns.call(caller)  # before its body is read
+        return await method(request, caller, path[-2])
+
+    async def _status(self, request: web.BaseRequest, master: str, sae: str) -> web.Response:
         """Get status (5.1)."""
-        master = self._caller(request)
-        slave = check_sae(_sae_in(request))
+        slave = check_sae(etsi014.unquote_sae(sae))
         standing = await self._delivery.status(master, slave)
         return _json(200, etsi014.encode_status(self._limits.status(master, slave, standing)))
 
-    async def enc_keys_short(self, request: web.Request) -> web.Response:
+    async def _enc_keys_short(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
         """Get key (5.2) with GET."""
-        self._caller(request)
-        return await self._request(request, etsi014.request_from_query(_query(request)))
+        return await self._request(caller, sae, etsi014.request_from_query(_query(request)))
 
-    async def enc_keys(self, request: web.Request) -> web.Response:
+    async def _enc_keys(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
         """Get key (5.2) with POST. The content type is not looked at; the body must be JSON."""
-        self._caller(request)
-        return await self._request(request, etsi014.decode_request(await read_body(request)))
+        return await self._request(caller, sae, etsi014.decode_request(await _body(request)))
 
-    async def dec_keys_short(self, request: web.Request) -> web.Response:
+    async def _dec_keys_short(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
         """Get key with key IDs (5.3) with GET."""
-        self._caller(request)
-        return await self._fetch(request, etsi014.key_ids_from_query(_query(request)))
+        return await self._fetch(caller, sae, etsi014.key_ids_from_query(_query(request)))
 
-    async def dec_keys(self, request: web.Request) -> web.Response:
+    async def _dec_keys(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
         """Get key with key IDs (5.3) with POST."""
-        self._caller(request)
-        return await self._fetch(request, etsi014.decode_key_ids(await read_body(request)))
+        return await self._fetch(caller, sae, etsi014.decode_key_ids(await _body(request)))
 
-    def _caller(self, request: web.Request) -> str:
-        """Who calls, if it may do so now: asked before its body is read. Raises Busy."""
-        caller = caller_of(request)
-        self._turns.call(caller)
-        return caller
-
-    async def _request(self, request: web.Request, asked: KeyRequest) -> web.Response:
-        order = self._limits.check(caller_of(request), _sae_in(request), asked)
+    async def _request(self, master: str, sae: str, asked: KeyRequest) -> web.Response:
+        order = self._limits.check(master, etsi014.unquote_sae(sae), asked)
         async with self._turns.turn(order):
             keys = await self._delivery.request(order)
         return _container(keys, [order.size] * order.number, trust=order.options.get(TRUST) is True)
 
-    async def _fetch(self, request: web.Request, asked: KeyIds) -> web.Response:
+    async def _fetch(self, caller: str, sae: str, asked: KeyIds) -> web.Response:
         self._limits.check_ids(asked)
-        master = check_sae(_sae_in(request))
-        keys = await self._delivery.fetch(caller_of(request), master, asked.ids)
+        keys = await self._delivery.fetch(caller, check_sae(etsi014.unquote_sae(sae)), asked.ids)
         if [key.key_id for key in keys] != list(asked.ids):
             raise KeyhaulError("the kernel gave other keys than were asked for")
         return _container(keys, [len(key.bits) * 8 for key in keys], trust=asked.trust)
@@ -147,18 +147,22 @@ def _container(keys: Sequence[Delivered], sizes: list[int], *, trust: bool) -> w
             key.bits.wipe()
 
 
+# no-store: answers hold keys, or say something about them, and no cache on the way may keep that
+_HEADERS = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "keyhaul"})
+_PREFIX = etsi014.PREFIX.split("/")
+
+
 def _json(status: int, body: bytes) -> web.Response:
-    # no-store: answers hold keys, or say something about them, and no cache on the way may keep that
-    headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "keyhaul"}
-    return web.Response(status=status, body=body, headers=headers)
+    return web.Response(status=status, body=body, headers=CIMultiDict(_HEADERS))
 
 
-def _sae_in(request: web.Request) -> str:
-    """The SAE id in the path. aiohttp's own reading would decode some escapes twice or not at all."""
-    return etsi014.unquote_sae(request.rel_url.raw_path.split("/")[4])
+async def _body(request: web.BaseRequest) -> bytes:
+    if "Expect" in request.headers:
+        await expect(request)
+    return await read_body(request)
 
 
-def _query(request: web.Request) -> dict[str, list[str]]:
+def _query(request: web.BaseRequest) -> dict[str, list[str]]:
     query: dict[str, list[str]] = {}
     for name, value in request.query.items():
         query.setdefault(name, []).append(value)

@@ -1,6 +1,7 @@
 """One TLS port: bounded in size and time, JSON on every path, one log line for each refused request.
 
-The ports for SAEs, nodes and operators are each a `Port` around an aiohttp application. Handlers raise
+The ports for SAEs, nodes and operators are each a `Port` around an aiohttp application, or around one
+function that answers every request, which spares the busiest of them aiohttp's routes. Handlers raise
 errors of `keyhaul.errors`; the port's `render` is the one place that turns them into HTTP.
 """
 
@@ -34,6 +35,8 @@ from keyhaul.errors import (
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answering = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Application = web.Application | Answering
 Render = Callable[[KeyhaulError], web.Response]
 NameOf = Callable[[x509.Certificate], str]
 Note = Callable[..., None]
@@ -71,7 +74,7 @@ class Port:
     def __init__(
         self,
         role: str,
-        application: web.Application,
+        application: Application,
         render: Render,
         name_of: NameOf,
         tls: ssl.SSLContext,
@@ -85,13 +88,16 @@ class Port:
         self.name_of = name_of
         self.bounds = bounds or Bounds()
         self._tls = tls
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=self.bounds.grace)
+        self._application = application
+        self._runner: web.BaseRunner | None = None
         self._acceptors: list[Acceptor] = []
         self.traffic = Traffic()
-        application.middlewares.insert(0, self._middleware())
+        if isinstance(application, web.Application):
+            application.middlewares.insert(0, self._middleware())
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on these bound sockets; they belong to the port from now on."""
+        self._runner = self._make_runner()
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
@@ -103,6 +109,13 @@ class Port:
                 )
             )
 
+    def _make_runner(self) -> web.BaseRunner:
+        application, grace = self._application, self.bounds.grace
+        if isinstance(application, web.Application):
+            return web.AppRunner(application, access_log=None, shutdown_timeout=grace)
+        server = web.Server(functools.partial(self._answer, handler=application), access_log=None)
+        return web.ServerRunner(server, shutdown_timeout=grace)
+
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port of every listener."""
@@ -112,31 +125,36 @@ class Port:
         """Stop listening, let requests in progress finish for at most `grace` seconds, hang up."""
         for acceptor in self._acceptors:
             await acceptor.close()
-        await self._runner.cleanup()
+        if self._runner is not None:
+            await self._runner.cleanup()
         self._acceptors.clear()
 
     def _middleware(self) -> Middleware:
         @web.middleware
         async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-            try:
-                self._count(request)
-                response = await handler(request)
-                self.traffic.answers[response.status] += 1
-                return response
-            except ConnectionError as lost:
-                if request.transport is None:
-                    raise  # nobody is left to answer
-                return self._refuse(request, self._unexpected(lost))
-            except KeyhaulError as error:
-                if error.status >= 500 and not isinstance(error, Unavailable):
-                    return self._refuse(request, self._unexpected(error))
-                return self._refuse(request, error)
-            except web.HTTPException as raised:
-                return self._refuse(request, _as_error(raised), raised.headers.get("Allow"))
-            except Exception as bug:  # noqa: BLE001  the root of a request: the port must stay up
-                return self._refuse(request, self._unexpected(bug))
+            return await self._answer(request, handler)
 
         return answer
+
+    async def _answer(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> web.StreamResponse:
+        """What a handler answers, or what its error says."""
+        try:
+            self._count(request)
+            response: web.StreamResponse = await handler(request)
+            self.traffic.answers[response.status] += 1
+            return response
+        except ConnectionError as lost:
+            if request.transport is None:
+                raise  # nobody is left to answer
+            return self._refuse(request, self._unexpected(lost))
+        except KeyhaulError as error:
+            if error.status >= 500 and not isinstance(error, Unavailable):
+                return self._refuse(request, self._unexpected(error))
+            return self._refuse(request, error)
+        except web.HTTPException as raised:
+            return self._refuse(request, _as_error(raised), raised.headers.get("Allow"))
+        except Exception as bug:  # noqa: BLE001  the root of a request: the port must stay up
+            return self._refuse(request, self._unexpected(bug))
 
     def _count(self, request: web.BaseRequest) -> None:
         """Whose connection this is; a client with too many gets its answer on this one, and no more."""
@@ -249,6 +267,13 @@ def caller_of(request: web.BaseRequest) -> str:
     if connection.caller is None:
         connection.caller = connection.port.name_of(peer_certificate(request.transport))
     return connection.caller
+
+
+async def expect(request: web.BaseRequest) -> None:
+    """Ask for the body of a client that waits to be asked (RFC 9110 §10.1.1); aiohttp's routes do it too."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # what counts is the answer that follows
 
 
 async def read_body(request: web.BaseRequest) -> bytes:

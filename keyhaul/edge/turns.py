@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
-from keyhaul.admission import Admission, Turn
+from keyhaul.admission import Admission
 from keyhaul.errors import KeyhaulError
 from keyhaul.keys import Row
 from keyhaul.messages.etsi014 import Order
@@ -35,29 +34,44 @@ class Turns:
         """One message of a neighbour. Raises Busy."""
         self.admission.message(peer, self._now())
 
-    @contextlib.asynccontextmanager
-    async def turn(self, order: Order) -> AsyncIterator[None]:
+    def turn(self, order: Order) -> _Held:
         """The time in which an order is worked on. Raises Busy if its turn does not come."""
-        ready: asyncio.Future[None] | None = None
+        return _Held(self.admission, order, self._now())
 
-        def start() -> None:
-            if ready is not None and not ready.done():
-                ready.set_result(None)
 
-        bits = order.number * order.size
-        turn = self.admission.enter(order.master, order.targets[0], bits, self._now(), start)
+class _Held:
+    """A context; a class, because a generator would cost more than everything else here."""
+
+    __slots__ = ("_admission", "_now", "_order", "_ready", "_turn")
+
+    def __init__(self, admission: Admission, order: Order, now: float) -> None:
+        self._admission = admission
+        self._order = order
+        self._now = now
+        self._ready: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> None:
+        order = self._order
+        self._turn = self._admission.enter(
+            order.master, order.targets[0], order.number * order.size, self._now, self._start
+        )
+        if self._turn.admitted:
+            return
+        self._ready = asyncio.get_running_loop().create_future()
         try:
-            if not turn.admitted:
-                ready = asyncio.get_running_loop().create_future()
-                await self._wait(turn, ready)
-            yield
-        finally:
-            self.admission.gate.leave(turn)
+            await asyncio.wait((self._ready,), timeout=self._admission.rules.patience)
+            if not self._turn.admitted:
+                raise self._admission.out_of_patience()
+        except BaseException:
+            self._admission.gate.leave(self._turn)
+            raise
 
-    async def _wait(self, turn: Turn, ready: asyncio.Future[None]) -> None:
-        await asyncio.wait((ready,), timeout=self.admission.rules.patience)
-        if not turn.admitted:
-            raise self.admission.out_of_patience()
+    def _start(self) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._admission.gate.leave(self._turn)
 
 
 class _Rows(Protocol):

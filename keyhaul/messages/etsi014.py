@@ -6,6 +6,7 @@ Sizes are in bits here as on the wire; key bytes appear only inside `Secret` and
 
 from __future__ import annotations
 
+import functools
 import json
 import string
 from collections.abc import Mapping, Sequence
@@ -136,9 +137,15 @@ class _KeyIds(msgspec.Struct, frozen=True):
 
 def decode_request(body: bytes) -> KeyRequest:
     """An enc_keys body; an empty one is the same as `{}`. Raises Malformed."""
-    if not body.strip():
-        return KeyRequest()
-    return _decode(body, _REQUEST, "key request")
+    if len(body) > _REPEATED:
+        return _decode(body, _REQUEST, "key request") if body.strip() else KeyRequest()
+    return _decode_again(body)
+
+
+@functools.lru_cache(256)
+def _decode_again(body: bytes) -> KeyRequest:
+    """Short requests: applications send the same one again and again, and nothing in it is secret."""
+    return _decode(body, _REQUEST, "key request") if body.strip() else KeyRequest()
 
 
 def request_from_query(query: Mapping[str, Sequence[str]]) -> KeyRequest:
@@ -240,6 +247,8 @@ def quote_sae(sae: str) -> str:
 
 def unquote_sae(segment: str) -> str:
     """The SAE id in a path segment, percent-decoded exactly once. Raises Malformed."""
+    if "%" not in segment and segment.isascii():
+        return segment
     pieces = segment.split("%")
     if not all(len(piece) >= 2 and _HEX.issuperset(piece[:2]) for piece in pieces[1:]):
         raise Malformed("the path has a % that starts no escape", "write a literal % as %25")
@@ -249,6 +258,7 @@ def unquote_sae(segment: str) -> str:
         raise Malformed("the SAE ID in the path is not UTF-8", "percent-encode its UTF-8 form") from None
 
 
+_REPEATED = 256  # bytes of a request that is worth remembering
 _HEX = frozenset(string.hexdigits)
 _ENCODER = msgspec.json.Encoder()
 _REQUEST = msgspec.json.Decoder(KeyRequest)

@@ -29,7 +29,7 @@ from keyhaul.stores.fields import HEAD_BYTES, TAG_BYTES, FieldCipher
 RECENT_BLOCKS = 512
 LEAST = 2  # mates that make a block
 
-COLUMNS = "name, leg, version, data, members, marks, width, slots"
+COLUMNS = "name, leg, version, data, members, marks, live, width, slots"
 _OF_NAME = f"SELECT {COLUMNS} FROM blocks WHERE name = ?"  # noqa: S608 - a constant
 _INSERT = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _REWRITE = (
@@ -46,7 +46,10 @@ def name_of(key_id: UUID) -> bytes:
 
 @dataclass(slots=True)
 class Block:
-    """A record of table `blocks`; `width` is the length of each secret in bytes, 0 for none."""
+    """A record of table `blocks`.
+
+    `count`: rows that have not left. `width`: the length of each secret in bytes, 0 for none.
+    """
 
     name: bytes
     leg: str
@@ -54,6 +57,7 @@ class Block:
     data: bytes
     members: bytes
     marks: bytes
+    count: int
     width: int
     slots: bytearray
     _model: Row | None = None
@@ -75,6 +79,8 @@ class Block:
 
     def live(self) -> list[int]:
         """Positions of those that have not left."""
+        if self.count == len(self.members):
+            return list(range(self.count))
         return [at for at in range(len(self.members)) if self.lives(at)]
 
     def position(self, key_id: UUID) -> int | None:
@@ -102,9 +108,12 @@ class Block:
         return self.marks[at * each : (at + 1) * each]
 
     def zero(self, positions: Iterable[int]) -> None:
+        """Let members go; those that went before are passed over."""
         for at in positions:
-            start = self.start(at)
-            self.slots[start : start + self.stride] = bytes(self.stride)
+            if self.lives(at):
+                start = self.start(at)
+                self.slots[start : start + self.stride] = bytes(self.stride)
+                self.count -= 1
 
 
 @dataclass(slots=True)
@@ -121,8 +130,8 @@ class Plan:
 
 def block_of(record: Record) -> Block:
     """The block of a record of COLUMNS."""
-    name, leg, version, data, members, marks, width, slots = record
-    return Block(name, leg, version, data, members, marks, width, bytearray(slots))
+    name, leg, version, data, members, marks, count, width, slots = record
+    return Block(name, leg, version, data, members, marks, count, width, bytearray(slots))
 
 
 def rows_of(record: Record) -> list[Row]:
@@ -170,9 +179,10 @@ class Blocks:
 
     def secrets(self, block: Block, positions: Sequence[int]) -> list[Secret]:
         """Fresh secrets of members. Raises StoreUnavailable if they were altered."""
-        slots = [(at, block.slot(at)) for at in positions]
+        stride, first, all_slots = block.stride, block.start(0), bytes(block.slots)
+        slots = [(at, all_slots[first + at * stride : first + at * stride + stride]) for at in positions]
         try:
-            opened = self._cipher.open_each(bytes(block.slots[:HEAD_BYTES]), slots, _place(block))
+            opened = self._cipher.open_each(all_slots[:HEAD_BYTES], slots, _place(block))
         except Tampered:
             raise altered(f"block {block.name.hex()}") from None
         return [Secret.adopt(value) for value in opened]
@@ -208,7 +218,7 @@ class Blocks:
     def _create(self, name: bytes, leg: str, mates: Sequence[Row], plan: Plan) -> None:
         members = bytes(row.ref.key_id.int & 0xFF for row in mates)
         data, marks = records.row_data(mates[0], bare=True), b"".join(map(_marks, mates))
-        block = Block(name, leg, 1, data, members, marks, 0, bytearray())
+        block = Block(name, leg, 1, data, members, marks, len(members), 0, bytearray())
         self._seal(block, range(len(members)), [row.secret for row in mates])
         columns = (1, *records.columns(mates[0]))
         values = (name, leg, *columns, data, members, marks, len(members), block.width)
@@ -225,7 +235,7 @@ class Blocks:
         at = [position for row in inside if (position := positions[row.ref]) is not None]
         if not at:
             return
-        if len(at) == len(block.live()) and _alike(inside):
+        if len(at) == block.count and _alike(inside):
             marks = bytearray(len(block.members) * len(_marks(inside[0])))
             for row, position in zip(inside, at, strict=True):
                 each = _marks(row)
@@ -254,7 +264,9 @@ class Blocks:
         """
         marks = block.marks if marks is None else marks
         data, version = records.row_data(model, bare=True), block.version + 1
-        changed = Block(block.name, block.leg, version, data, block.members, marks, 0, bytearray())
+        changed = Block(
+            block.name, block.leg, version, data, block.members, marks, block.count, 0, bytearray()
+        )
         self._seal(changed, positions, secrets)
         columns = (version, *records.columns(model))
         key = (block.name, block.leg, block.version, len(positions))
@@ -287,7 +299,7 @@ class Blocks:
             held = self._recent.get(name, {})
             if leg in held:
                 held[leg].zero(positions)
-                if not held[leg].live():
+                if not held[leg].count:
                     del held[leg]
 
     def failed(self, plan: Plan) -> None:

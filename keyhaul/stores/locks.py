@@ -29,11 +29,16 @@ class RefLocks:
     @asynccontextmanager
     async def hold(self, refs: Iterable[Ref]) -> AsyncIterator[None]:
         """Hold the locks of all `refs`; a cancelled wait gives back what it had."""
+        wanted = set(refs)
         taken: list[Ref] = []
         try:
-            for ref in sorted(set(refs), key=_order):
-                await self._take(ref)
-                taken.append(ref)
+            if self._waiting.keys().isdisjoint(wanted):  # all at once, so in no order
+                self._waiting.update((ref, deque()) for ref in wanted)
+                taken.extend(wanted)
+            else:
+                for ref in sorted(wanted, key=_order):
+                    await self._take(ref)
+                    taken.append(ref)
             yield
         finally:
             for ref in taken:

@@ -218,3 +218,37 @@ def test_closing_lets_a_request_in_progress_finish(cast: Cast) -> None:
             await closing
 
     asyncio.run(story())
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(cast: Cast) -> None:
+    async def story() -> tuple[str, Answer]:
+        async with stage(cast) as port, port.connection(MASTER) as (reader, writer):
+            writer.write(f"{POST}Content-Length: 12\r\nExpect: 100-Continue\r\n\r\n".encode())
+            told = (await reader.readuntil(b"\r\n\r\n")).decode()
+            writer.write(b'{"number":2}')
+            return told, await read_answer(reader)
+
+    told, answer = asyncio.run(story())
+    assert told == "HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.status == 200
+    assert len(bits(answer)) == 2
+
+
+def test_paths_that_only_look_like_the_interface_are_not_it(cast: Cast) -> None:
+    async def story() -> list[Answer]:
+        async with stage(cast) as port:
+            lines = (
+                f"GET /api/v1/keys/{SLAVE}/enc_keys/",
+                f"GET /api/v1/keys/x/{SLAVE}/enc_keys",
+                "GET /api/v1/keys/enc_keys",
+                f"GET /api/v2/keys/{SLAVE}/enc_keys",
+                f"GET //api/v1/keys/{SLAVE}/enc_keys",
+                f"PUT /api/v1/keys/{SLAVE}/dec_keys",
+            )
+            head = " HTTP/1.1\r\nHost: x\r\n\r\n"
+            return [await port.raw(MASTER, f"{line}{head}".encode()) for line in lines]
+
+    answers = asyncio.run(story())
+    assert [answer.status for answer in answers] == [404, 404, 404, 404, 404, 405]
+    assert answers[-1].headers["allow"] == "GET,POST"
+    assert all("message" in answer.json for answer in answers)
