@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEEDS  ?= 500
+KILLS  ?= 300
 FUZZ_SECONDS ?= 300
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 JOBS   ?= 2
@@ -62,8 +63,8 @@ sim: install  ## seeded storms in virtual time: make sim SEEDS=2000
 soak: install  ## the same with 100,000 seeds (hours)
 	KEYHAUL_SEEDS=100000 $(BIN)/pytest -n $(JOBS) tests/sim/test_seeds.py
 
-chaos:  ## not there yet; says what is
-	@echo "no chaos run on namespaces yet; 'make sim' and tests/e2e/test_promises.py kill nodes today"; exit 2
+chaos: install  ## break a running network in every way there is, kill nodes 300 times, check every promise
+	$(BIN)/keyhaul chaos galicia-basque --kills $(KILLS)
 
 fuzz: install  ## coverage-guided fuzzing of every decoder: make fuzz FUZZ_SECONDS=60
 	$(PIP) --require-hashes -r requirements-fuzz.lock

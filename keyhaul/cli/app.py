@@ -5,15 +5,24 @@ from __future__ import annotations
 import typer
 
 from keyhaul import __version__
-from keyhaul.cli import audit, bench, config, conformance, dashboard, demo, init, operator, sae, testbed
+from keyhaul.cli import (
+    audit,
+    bench,
+    chaos,
+    config,
+    conformance,
+    dashboard,
+    demo,
+    init,
+    operator,
+    sae,
+    testbed,
+)
 from keyhaul.cli.output import Json, document, say
 
 app = typer.Typer(
     name="keyhaul",
     help="Key delivery across federations of quantum key distribution networks.",
-    epilog="All commands: init, serve, status, dashboard, version, demo, bench, config check, testbed up, "
-    "testbed down, sae get, sae fetch, sae status, key trace, conformance 014, audit verify. "
-    "Exit codes: 0 it worked, 1 it did not, 2 misuse.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,6 +33,7 @@ operator.register(app)
 demo.register(app)
 dashboard.register(app)
 bench.register(app)
+chaos.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(sae.app, name="sae")
@@ -39,6 +49,25 @@ def version(as_json: Json = False) -> None:
         document({"version": __version__})
     else:
         say(f"keyhaul {__version__}")
+
+
+def _all_commands(group: typer.Typer, above: str = "") -> list[str]:
+    """Every command with its group's name in front, for the end of `keyhaul --help`."""
+    own = [
+        f"{above}{each.name or (each.callback.__name__ if each.callback else '')}"
+        for each in group.registered_commands
+    ]
+    below = [
+        _all_commands(each.typer_instance, f"{each.name} ")
+        for each in group.registered_groups
+        if each.typer_instance
+    ]
+    return [*own, *(name for names in below for name in names)]
+
+
+app.info.epilog = (
+    f"All commands: {', '.join(sorted(_all_commands(app)))}. Exit codes: 0 it worked, 1 it did not, 2 misuse."
+)
 
 
 def run(words: list[str]) -> int:

@@ -8,7 +8,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from keyhaul.config import NodeConfig
@@ -44,6 +44,8 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
 def _log_to_stderr() -> None:
     import structlog
 
+    from keyhaul.cli.journal import Journal
+
     processors: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -51,7 +53,7 @@ def _log_to_stderr() -> None:
     ]
     structlog.configure(
         processors=processors,
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Journal(sys.stderr.fileno()))),
         cache_logger_on_first_use=True,
     )
 

@@ -168,7 +168,7 @@ async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
 
 @contextlib.asynccontextmanager
 async def _explained(url: URL) -> AsyncIterator[None]:
-    """No answer, as an error that says which of the usual reasons it has."""
+    """No answer, as an error that says which of the usual reasons it has; `sent` is 0 if nothing left us."""
     where = f"{url.host}:{url.port}"
     try:
         yield
@@ -180,7 +180,8 @@ async def _explained(url: URL) -> AsyncIterator[None]:
             "check that both sides trust each other's CA and that the host name is in the node's certificate",
         ) from None
     except aiohttp.ClientConnectorError as problem:
-        raise PeerUnreachable(f"cannot connect to {where}: {problem.strerror}", "start the node") from None
+        said = f"cannot connect to {where}: {problem.strerror}"
+        raise PeerUnreachable(said, "start the node", sent=0) from None
     except (aiohttp.ClientError, ConnectionError) as problem:
         raise PeerUnreachable(
             f"{where} hung up: {problem}",

@@ -146,13 +146,21 @@ class Layout:
         return str(json.loads(self.ready_file(device).read_text())["url"])
 
     def write_nodes(
-        self, certificates: Certificates, urls: Mapping[str, Mapping[str, str]], settings: Mapping[str, Any]
+        self,
+        certificates: Certificates,
+        urls: Mapping[str, Mapping[str, str]],
+        settings: Mapping[str, Any],
+        ways: Mapping[tuple[str, str], str],
     ) -> None:
-        """One configuration per node; `urls` maps nodes to their ports, `settings` are tables for all."""
+        """One configuration per node.
+
+        `urls` maps nodes to their ports, `settings` are tables for all, `ways` maps a node and its neighbour
+        to the URL between them where that is another than the neighbour's own.
+        """
         head = f"Testbed {self.topology.name}: the network as every node knows it."
         write(self.directory / "network.toml", toml(self._network(), head))
         for node in self.topology.nodes:
-            tables = {**self._node(node, certificates, urls), **settings}
+            tables = {**self._node(node, certificates, urls, ways), **settings}
             write(self.node_file(node.name), toml(tables, f"Testbed {self.topology.name}: node {node.name}."))
             write(self.node_folder(node.name) / "root.credential", secrets.token_hex(32))
 
@@ -167,7 +175,11 @@ class Layout:
         }
 
     def _node(
-        self, node: Node, certificates: Certificates, urls: Mapping[str, Mapping[str, str]]
+        self,
+        node: Node,
+        certificates: Certificates,
+        urls: Mapping[str, Mapping[str, str]],
+        ways: Mapping[tuple[str, str], str],
     ) -> dict[str, Any]:
         tls = {"sae": "compatible", "node": "pq", "admin": "compatible"}
         return {
@@ -190,7 +202,7 @@ class Layout:
                 "slots": [{"kind": "credential", "file": "root.credential"}],
             },
             "peers": [
-                self._peer(node.name, link, certificates, urls)
+                self._peer(node.name, link, certificates, urls, ways)
                 for link in self.topology.links
                 if node.name in (link.a, link.b)
             ],
@@ -198,10 +210,16 @@ class Layout:
         }
 
     def _peer(
-        self, node: str, link: Link, certificates: Certificates, urls: Mapping[str, Mapping[str, str]]
+        self,
+        node: str,
+        link: Link,
+        certificates: Certificates,
+        urls: Mapping[str, Mapping[str, str]],
+        ways: Mapping[tuple[str, str], str],
     ) -> dict[str, Any]:
         far = link.b if link.a == node else link.a
-        peer = {"name": far, "url": urls[far]["node"], "kind": link.kind, "mode": link.mode}
+        url = ways.get((node, far), urls[far]["node"])
+        peer = {"name": far, "url": url, "kind": link.kind, "mode": link.mode}
         if link.devices is None:
             return peer
         device = _device_name(node, far)

@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +35,8 @@ START_PATIENCE = 60.0
 _RETRY = 1.0  # seconds between attempts to start a node that does not come up
 
 Progress = Callable[[str], None]
+Way = Callable[[str, str, str, int], Awaitable[tuple[str, int]]]
+"""Gives the address at which a node reaches a neighbour that listens on a host and port."""
 
 
 def _quiet(_: str) -> None:
@@ -46,7 +48,8 @@ class Testbed:
 
     `settings` are tables for every node's configuration, such as `{"delivery": {"pool": 8}}`. `cheats` names
     nodes that do what `keyhaul.testbed.faults` says to keys that pass them. `progress` is told each step in a
-    few words. Raises ConfigError if the directory is in use, Unavailable if a process does not come up.
+    few words. `way` may put something between two nodes; `environment` is added to that of each node. Raises
+    ConfigError if the directory is in use, Unavailable if a process does not come up.
     """
 
     __test__ = False  # not a test class, whatever its name
@@ -60,6 +63,8 @@ class Testbed:
         settings: Mapping[str, Any] | None = None,
         cheats: Mapping[str, Attack] | None = None,
         progress: Progress = _quiet,
+        way: Way | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.topology = topology
         self.layout = Layout(topology, directory)
@@ -70,6 +75,8 @@ class Testbed:
         if unknown := self._cheats.keys() - {node.name for node in topology.nodes}:
             raise ConfigError(f"there is no {', '.join(sorted(unknown))} that could cheat", "name its nodes")
         self._progress = progress
+        self._way = way
+        self._environment = environment
         self._pid_file = PidFile(self.directory / "testbed.pid")
         self._certificates: Certificates | None = None
         self._urls: dict[str, dict[str, str]] = {}
@@ -101,7 +108,7 @@ class Testbed:
         sockets = {node.name: {port: listening() for port in PORTS} for node in self.topology.nodes}
         try:
             self._urls = {name: _urls(ports) for name, ports in sockets.items()}
-            self.layout.write_nodes(self._certificates, self._urls, self._settings)
+            self.layout.write_nodes(self._certificates, self._urls, self._settings, await self._ways())
             self._progress("stores")
             await self._prepare_stores()
             self._progress(f"{len(sockets)} nodes")
@@ -184,6 +191,17 @@ class Testbed:
         for node in self.topology.nodes:
             await asyncio.to_thread(prepare, self.config(node.name))
 
+    async def _ways(self) -> dict[tuple[str, str], str]:
+        """The URLs of neighbours that are not reached directly, by (node, neighbour)."""
+        if self._way is None:
+            return {}
+        ends = [pair for link in self.topology.links for pair in ((link.a, link.b), (link.b, link.a))]
+        ways = {}
+        for node, far in ends:
+            host, _, port = self._urls[far]["node"].removeprefix("https://").rpartition(":")
+            ways[node, far] = "https://{}:{}".format(*await self._way(node, far, host, int(port)))
+        return ways
+
     async def _start_nodes(self, sockets: Mapping[str, Mapping[str, socket.socket]]) -> None:
         for node in self.topology.nodes:
             command = ["-m", "keyhaul.cli", "serve", "--config", str(self.layout.node_file(node.name))]
@@ -197,7 +215,8 @@ class Testbed:
 
     def _make_process(self, name: str, command: list[str]) -> Process:
         log, ready = self.layout.log_file(name), self.layout.ready_file(name)
-        return Process(name, [sys.executable, *command], log, ready)
+        environment = self._environment if name in self.layout.domains else None
+        return Process(name, [sys.executable, *command], log, ready, environment)
 
     def _watch(self, node: str) -> None:
         if self._restart:

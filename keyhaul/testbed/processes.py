@@ -23,11 +23,22 @@ _TAIL = 12  # lines of its log that the error of a failed process shows
 
 
 class Process:
-    """`command` is the program; it creates the file `ready` when it serves. Output goes to `log` (0600)."""
+    """`command` is the program; it creates the file `ready` when it serves. Output goes to `log` (0600).
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, ready: Path) -> None:
+    `environment` is added to ours.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        ready: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._command = [*command]
+        self._environment = {**os.environ, **(environment or {})}
         self._log = log
         self._ready = ready
         self._child: asyncio.subprocess.Process | None = None
@@ -58,6 +69,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 pass_fds=numbers,
+                env=self._environment,
                 start_new_session=True,  # a Ctrl-C is for the testbed, which stops them in order
             )
         finally:
