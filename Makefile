@@ -57,11 +57,11 @@ unit: install  ## tests without processes
 e2e: install  ## tests with real processes, TLS and stores
 	$(PYTEST) -rs tests/e2e tests/interop
 
-sim: install  ## seeded storms in virtual time: make sim SEEDS=2000
-	KEYHAUL_SEEDS=$(SEEDS) $(BIN)/pytest -n $(JOBS) tests/sim
+sim: install  ## seeded storms in virtual time: make sim SEEDS=2000, or SEED=17 for the story of one
+	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs $(JOBS))
 
 soak: install  ## the same with 100,000 seeds (hours)
-	KEYHAUL_SEEDS=100000 $(BIN)/pytest -n $(JOBS) tests/sim/test_seeds.py
+	$(BIN)/python -m tests.sim --seeds 100000 --jobs $(JOBS)
 
 chaos: install  ## break a running network in every way there is, kill nodes 300 times, check every promise
 	$(BIN)/keyhaul chaos galicia-basque --kills $(KILLS)

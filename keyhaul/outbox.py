@@ -99,9 +99,10 @@ class Outbox:
             answer = await self._until_answered(lane, message)
         finally:
             lane.waiting -= 1
-        assert self.outcome is not None
+        outcome = self.outcome
+        assert outcome is not None
         if answer is None:
-            await self.outcome.lapsed(message)
+            await self._noted(lambda: outcome.lapsed(message))
         elif answer.status in (400, 401):
             log.warning(
                 "neighbour refused",
@@ -110,9 +111,20 @@ class Outbox:
                 status=answer.status,
                 cause=answer.cause,
             )
-            await self.outcome.refused(message, answer)
+            await self._noted(lambda: outcome.refused(message, answer))
         else:
             self._settle(message)
+
+    async def _noted(self, note: Callable[[], Awaitable[None]]) -> None:
+        """Tell what became of a message, until the store could save it: nobody will tell it again."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await note()
+            except Unavailable as error:
+                log.warning("an outcome could not be saved; tried again", cause=error.cause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _until_answered(self, lane: _Lane, message: Message) -> Answer | None:
         """The definite answer, or None when the deadline passed."""

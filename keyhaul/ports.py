@@ -158,6 +158,9 @@ class Link(Protocol):
         Raises Malformed, Tampered, InsufficientKey (device key not there yet) or Conflict.
         """
 
+    def doubt(self) -> None:
+        """The neighbour could not open what was sealed for it: do not use what was agreed on ahead."""
+
     def level(self) -> int | None:
         """Bits of key material ready for sending; None where only computation limits it."""
 

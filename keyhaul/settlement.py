@@ -22,7 +22,7 @@ from uuid import UUID
 import structlog
 
 from keyhaul import lifecycle
-from keyhaul.errors import KeyNotFound
+from keyhaul.errors import KeyNotFound, Tampered
 from keyhaul.keys import MASTER, Event, Message, Ref, Row, State
 from keyhaul.letters import Letters
 from keyhaul.messages import confirming, etsi020
@@ -326,6 +326,8 @@ class Settlement:
 
     async def refused(self, message: Message, answer: Answer) -> None:
         """The neighbour kept nothing: the leg has failed. For an ack or a void there is nothing to undo."""
+        if message.sealed and answer.status == Tampered.status:
+            self.site.link(message.peer).doubt()
         await self._give_up(message, void=False)
 
     async def lapsed(self, message: Message) -> None:

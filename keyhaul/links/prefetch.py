@@ -20,6 +20,7 @@ from keyhaul.links.supply import Supply
 from keyhaul.ports import Change, Ledger
 
 OFFER_TRIES = 40  # offers of one key before it counts as lost: the far end may lag
+EXPECTED_TRIES = 4  # offers after which others are drawn beside it: the far end may have lost it in a crash
 MAX_OFFER = 1024
 
 
@@ -113,9 +114,17 @@ class DeviceKeys:
         else:
             self.supply.add(keys)
 
+    def doubt(self) -> None:
+        """A message that used such keys could not be opened: burn what is ready and draw anew.
+
+        Devices that disagreed for a while would else fail one message for every key they made meanwhile.
+        """
+        self._burned.extend(name for name, _ in self.supply.drain())
+
     async def draw(self) -> list[str]:
         """Fetch what the supply lacks from the device, save it, and name all ids to offer."""
-        number = min(self.supply.shortage - len(self._offered), self._stride)
+        expected = sum(entry.tries < EXPECTED_TRIES for entry in self._offered.values())
+        number = min(self.supply.shortage - expected, self._stride)
         if number > 0:
             # Devices answer slowly: the first keys must not wait for the whole supply.
             self._stride = min(self._stride * 2, MAX_OFFER)

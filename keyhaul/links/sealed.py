@@ -183,6 +183,11 @@ class SealedLink:
         if self._device is not None:
             self._device.spend(change, names)
 
+    def doubt(self) -> None:
+        """See ports.Link."""
+        if self._device is not None and self._device.ahead:
+            self._device.doubt()
+
     def give_back(self, keys: list[tuple[str, Secret]], *, burned: bool) -> None:
         if self._device is not None and keys:
             self._device.give_back(keys, burned=burned)

@@ -54,6 +54,12 @@ class Supply(Generic[Item]):
         self.trouble = ""
         self._serve()
 
+    def drain(self) -> list[Item]:
+        """Everything that is ready, for somebody who has a reason not to let it be used."""
+        items = self._pop(len(self._items))
+        self._call()
+        return items
+
     async def take(self, number: int, patience: float, payer: str = "") -> list[Item]:
         """`number` items at once; waits at most `patience` seconds. Raises InsufficientKey."""
         if not len(self._waiting) and len(self._items) >= number:

@@ -161,8 +161,9 @@ def _concerns(event: Event, wanted: set[str]) -> bool:
         event.key_id in wanted
         or f"#{event.request}" in wanted
         or event.name in wanted
+        or f"{event.who} {event.name}" in wanted
         or any(key_id in event.text for key_id in wanted)
-        or (event.verb in ("account", "size") and event.who in wanted)
+        or (event.verb == "account" and event.who in wanted)
     )
 
 

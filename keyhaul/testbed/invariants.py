@@ -132,14 +132,14 @@ def fetchable(view: _View) -> Found:
 
 
 def _lost(view: _View, key_id: str, key: _Key, got: Event, slave: str, dead: float) -> Found:
-    """A first attempt that was answered with "not found" shows a lost key; one without an answer burns it."""
+    """An attempt answered with "not found" shows a lost key, unless an earlier one used or burned it."""
     for attempt in key.fetching:
-        if attempt.who != slave or attempt.at < got.at:
+        if attempt.who != slave:
             continue
         end = view.outcome.get(attempt.request)
         if end is None or end.verb in ("fetched", "cut") or end.at >= dead:
             return
-        if end.status in NOT_FOUND:
+        if end.status in NOT_FOUND and attempt.at >= got.at:
             about = (key_id, f"#{attempt.request}", f"#{got.request}")
             yield f"{got.who} holds key {key_id}, but {slave} was told that there is none", about
             return

@@ -1,114 +1,68 @@
 """A whole network of real kernels in one loop with virtual time: faults in the wire, crashes in the nodes.
 
 Real: relay, settlement, origin, outbox, links, envelopes, codecs, pairing, directory, gossip, refill,
-ledger semantics. Simulated: the wire, the devices, the signatures (HMAC instead of ML-DSA, for speed),
-and the disk (MemoryLedger, which survives a crash of its node as a file would).
+ledger semantics. Simulated: the wire (here), signatures and devices (`parts`), the disk (`disk`), and in
+seeded runs the randomness (`seeded`). What happens is noted in `World.history` for the checkers of
+`keyhaul.testbed.invariants`.
+
+A node can be ended at named points, `POINTS`, aimed at the gaps between two steps.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from keyhaul.control import Directory
 from keyhaul.entropy import SystemEntropy
-from keyhaul.errors import (
-    InsufficientKey,
-    KeyhaulError,
-    KeyNotFound,
-    Malformed,
-    PeerUnreachable,
-    Tampered,
-    Unauthorized,
-    Unavailable,
-)
+from keyhaul.errors import KeyhaulError, Malformed, PeerUnreachable, Unauthorized, Unavailable
 from keyhaul.gossip import Gossip
-from keyhaul.keys import Message, Secret
+from keyhaul.keys import Message, Row, State
 from keyhaul.letters import Letters
 from keyhaul.links.onetime import OneTimeKey, OneTimeKeys
 from keyhaul.links.prefetch import DeviceKeys
 from keyhaul.links.refill import Refill
 from keyhaul.links.sealed import SealedLink
 from keyhaul.links.supply import Supply
-from keyhaul.messages import etsi020
 from keyhaul.messages.envelope import Mode
 from keyhaul.messages.etsi014 import Delivered, Order
 from keyhaul.minting import OwnMint
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
-from keyhaul.ports import Answer
 from keyhaul.relay import Relay
 from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
-from keyhaul.stores.memory import MemoryLedger
-from keyhaul.testbed.clock import LoopClock
+from keyhaul.testbed.history import History
+from tests.sim.disk import Disk, SimLedger
+from tests.sim.parts import DevicePair, SimAnchors, SimClock, SimSigner, world_clock
+from tests.sim.watching import Watched, committed, contents
+from tests.sim.wire import SimForeign, SimPeers, material
+
+POINTS = {
+    "starting": "a node comes up and has read half of its ledger",
+    "save": "everything of a step is decided and nothing is on disk",
+    "saved": "a step is on disk and nobody was told: between save and send",
+    "send": "a message of a saved step is handed to the outbox",
+    "posted": "a message is about to leave",
+    "arrived": "a message came in and nothing was done about it",
+    "accepted": "a message was accepted and its answer has not left",
+    "replied": "right after the answer left",
+    "heard": "the sender has the answer and has not noted it",
+    "answering": "an application's answer is ready and has not left",
+    "answered": "right after an application's answer left",
+}
+"""Where a node can be ended, and what has happened there."""
 
 Result = TypeVar("Result")
-
-
-class SimSigner:
-    """An identity whose signatures only this process can make."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.der = name.encode()
-
-    def sign(self, message: bytes) -> bytes:
-        return hmac.digest(b"simulated identity " + self.der, message, "sha256")
-
-
-@dataclass(frozen=True)
-class SimVerified:
-    name: str
-    domain: str = "sim"
-
-    def check(self, signature: bytes, message: bytes) -> None:
-        if not hmac.compare_digest(SimSigner(self.name).sign(message), signature):
-            raise Tampered
-
-
-class SimAnchors:
-    def verify(self, der: bytes, now: float) -> SimVerified:
-        return SimVerified(der.decode())
-
-
-@dataclass
-class _Key:
-    key_id: str
-    bits: Secret
-
-
-class DevicePair:
-    """Two linked devices: what one end hands out, the other end has."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.dry = False
-        self.waiting: dict[str, bytes] = {}
-
-    async def enc_keys(self, number: int, size: int) -> Sequence[_Key]:
-        await asyncio.sleep(self.rng.uniform(0.01, 0.1))
-        if self.dry:
-            raise InsufficientKey("the device is dry")
-        keys = [_Key(str(uuid4()), Secret(self.rng.randbytes(size // 8))) for _ in range(number)]
-        self.waiting.update((key.key_id, key.bits.reveal()) for key in keys)
-        return keys
-
-    async def dec_keys(self, key_ids: Sequence[str]) -> Sequence[_Key]:
-        await asyncio.sleep(self.rng.uniform(0.01, 0.1))
-        if any(key_id not in self.waiting for key_id in key_ids):
-            raise KeyNotFound("one or more keys specified are not found on KME")
-        return [_Key(key_id, Secret(self.waiting.pop(key_id))) for key_id in key_ids]
 
 
 @dataclass
@@ -122,6 +76,11 @@ class Faults:
     slow: dict[tuple[str, str, str], float] = field(default_factory=dict)
     """Extra seconds of messages, by sender, receiver and operation."""
     cut: set[frozenset[str]] = field(default_factory=set)
+    wrong: dict[str, float] = field(default_factory=dict)
+    """Seconds by which the clocks of nodes are off."""
+    swallow: set[str] = field(default_factory=set)
+    """Nodes that answer 202 to keys and throw them away."""
+    replay: float = 0.0  # per message: an old one comes once more
 
 
 class SimNode:
@@ -130,9 +89,14 @@ class SimNode:
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
-        self.ledger = MemoryLedger()
+        self.disk = Disk(world.rng)
+        self.ledger = self._ledger()
         self.alive = False
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.life = 0
+        self.tasks: dict[asyncio.Task[Any], None] = {}  # in order: a set of tasks has none
+
+    def _ledger(self) -> SimLedger:
+        return SimLedger(self.disk, self.point, lambda row: self.world.committed(self.name, row))
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         async def guard() -> None:
@@ -141,20 +105,48 @@ class SimNode:
             except KeyhaulError as error:
                 self.world.notes.append(f"{self.name}: {name} failed: {error}")
 
+        if self.ledger.dead:  # a dead node's last lines of code start nothing
+            work.close()
+            return
         task = asyncio.ensure_future(guard())
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.track(task)
         task.add_done_callback(lambda _: work.close())  # a task that was cancelled before its first turn
 
+    def track(self, task: asyncio.Task[Any]) -> None:
+        """A task that ends with this node."""
+        self.tasks[task] = None
+        task.add_done_callback(lambda done: self.tasks.pop(done, None))
+
+    async def point(self, name: str) -> None:
+        """The node is at a named point; the world may end it here, and then nothing follows."""
+        if self.world.aimed(name, self.name):
+            self.crash()
+            await asyncio.get_running_loop().create_future()
+
     async def start(self) -> None:
-        world, signer, anchors, clock = self.world, SimSigner(self.name), SimAnchors(), world_clock
+        """Come up on what is on disk."""
+        self.life += 1
+        self.ledger = self._ledger()
+        await self._start()
+        self.alive = True
+        for message in await self.ledger.messages():
+            self.outbox.send(message)
+        self.spawn(self.gossip.run(), "gossip")
+        self.spawn(self._sweep(), "sweep")
+        for refill in self.refills.values():
+            self.spawn(refill.run(), "refill")
+
+    async def _start(self) -> None:
+        world, signer, anchors = self.world, SimSigner(self.name), SimAnchors()
+        clock = SimClock(self.name, world.faults.wrong)
+        self.honest = {each.name: Watched(each, world, self.name) for each in (Trusted(), Masked())}
         directory = Directory(anchors, world.network.domains)
         self.pairing = Pairing(signer, "sim", directory, self.ledger, clock)
         self.links: dict[str, SealedLink] = {}
         self.refills: dict[str, Refill] = {}
         for edge in world.edges:
             if self.name in (edge.a, edge.b):
-                self._link(edge.b if edge.a == self.name else edge.a, edge, signer, anchors)
+                self._link(edge.b if edge.a == self.name else edge.a, edge, signer, clock)
         self.gossip = Gossip(
             self.links,
             lambda peer, body: world.call(self.name, peer, "records", body),
@@ -168,7 +160,7 @@ class SimNode:
             ledger=self.ledger,
             links=self.links,
             view=world.network,
-            schemes={"trusted": Trusted(), "masked": Masked()},
+            schemes=self.honest,
             pairing=self.pairing,
             clock=clock,
             settings=world.settings,
@@ -186,22 +178,16 @@ class SimNode:
         self._only_what_is_on_disk()
         self.relay = Relay(self.site, self.outbox, self.settlement)
         self.origin = Origin(
-            self.site, self.relay, self.settlement, self.spawn, OwnMint(SystemEntropy(), world_clock)
+            self.site, self.relay, self.settlement, self.spawn, OwnMint(SystemEntropy(), clock)
         )
         await self.pairing.start()
+        await self.point("starting")
         await self.gossip.start()
         for link in self.links.values():
             await link.start()
         await self.origin.start()
-        self.alive = True
-        for message in await self.ledger.messages():
-            self.outbox.send(message)
-        self.spawn(self.gossip.run(), "gossip")
-        self.spawn(self._sweep(), "sweep")
-        for refill in self.refills.values():
-            self.spawn(refill.run(), "refill")
 
-    def _link(self, peer: str, edge: Edge, signer: SimSigner, anchors: SimAnchors) -> None:
+    def _link(self, peer: str, edge: Edge, signer: SimSigner, clock: SimClock) -> None:
         world = self.world
         device = None
         if edge.kind == "qkd":
@@ -221,7 +207,7 @@ class SimNode:
             mode=Mode(edge.mode),
             epoch=hashlib.sha256(self.name.encode()).digest()[:8],
             ledger=self.ledger,
-            clock=world_clock,
+            clock=clock,
             peer_keys=peer_keys,
             own_keys=own_keys,
             device=device,
@@ -230,8 +216,8 @@ class SimNode:
             peer=peer,
             call=lambda name, body: world.call(self.name, name, "refill", body),
             signer=signer,
-            anchors=anchors,
-            clock=world_clock,
+            anchors=SimAnchors(),
+            clock=clock,
             peer_keys=peer_keys,
             own_keys=own_keys,
             device=device,
@@ -242,8 +228,11 @@ class SimNode:
         send = self.outbox.send
 
         def watched(message: Message) -> None:
-            if message.id not in self.ledger._queue:
+            if message.id not in self.ledger._queue and not self.ledger.dead:
                 self.world.broken.append(f"{self.name} sends {message.path} that is not on disk")
+            self.world.contents[message.id] = contents(message)
+            if self.world.aimed("send", self.name):
+                self.crash()
             send(message)
 
         self.outbox.send = watched  # type: ignore[method-assign]
@@ -251,55 +240,29 @@ class SimNode:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            await self.settlement.sweep()
+            try:
+                await self.settlement.sweep()
+            except KeyhaulError as error:
+                self.world.notes.append(f"{self.name}: sweep failed: {error}")
 
     def crash(self) -> None:
-        """As kill -9: every task ends where it stands; the ledger keeps what was committed."""
+        """As kill -9: every task ends where it stands; the disk keeps what was committed."""
         self.alive = False
+        self.ledger.dead = True
         for task in list(self.tasks):
             task.cancel()
         self.tasks.clear()
+        self.disk.crashed()
 
 
-class SimForeign:
-    """A key manager of another maker: it answers 202 and keeps what it was sent."""
+@dataclass
+class Aim:
+    """End `node` (any, if None) when it is at `point` for the `nth` time; it comes back after `down` s."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.inbox: list[Message] = []
-
-    def acks(self) -> list[tuple[str, UUID]]:
-        """Every status it was told so far, in order."""
-        return [
-            (ack.status.value, key_id)
-            for message in self.inbox
-            if message.path == etsi020.ACK
-            for ack in etsi020.decode_acks(message.body)
-            for key_id in ack.key_ids
-        ]
-
-
-class SimPeers:
-    def __init__(self, world: World, me: str) -> None:
-        self.world = world
-        self.me = me
-
-    async def post(self, message: Message) -> Answer:
-        if message.peer in self.world.foreigners:
-            self.world.foreigners[message.peer].inbox.append(message)
-            return Answer(202)
-        await asyncio.sleep(self.world.faults.slow.get((self.me, message.peer, message.path), 0.0))
-        node = self.world.nodes[message.peer]
-
-        async def handle() -> Answer:
-            try:
-                await node.relay.envelope(self.me, message.body)
-            except KeyhaulError as error:
-                return Answer(error.status, error.cause)
-            self.world.accepted.append((self.me, message))
-            return Answer(202)
-
-        return await self.world.carry(self.me, message.peer, handle)
+    point: str
+    node: str | None
+    nth: int
+    down: float
 
 
 class World:
@@ -322,20 +285,91 @@ class World:
         self.notes: list[str] = []
         self.broken: list[str] = []  # promises that were seen broken on the way
         self.accepted: list[tuple[str, Message]] = []  # by whom sent, and what
+        self.history = History(world_time, self.rng.randbytes(32))
+        self.last: dict[tuple[str, UUID, str], State] = {}
+        self.contents: dict[UUID, str] = {}
+        self.glimpses: list[tuple[str, str, bytes]] = []  # node, place, what could be read there
+        self.aims: list[Aim] = []
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self._used: set[str] = set()
         self.settings = Settings(**settings)
         self.edges = [Edge(a, b, kind, "expanded" if kind == "qkd" else "kem") for a, b, kind in links]
         names = sorted({name for edge in self.edges for name in (edge.a, edge.b)})
         self.foreign = dict(foreign or {})
-        self.foreigners = {name: SimForeign(name) for name in self.foreign}
+        self.foreigners = {name: SimForeign(name, self, gateway) for name, gateway in self.foreign.items()}
         homes = {f"sae-{name}": name for name in names} | dict(saes or {})
         homes |= {f"sae-{name}": gateway for name, gateway in self.foreign.items()}
         self.network = Network({name: "sim" for name in names}, self.edges, homes)
         self.devices = {frozenset((edge.a, edge.b)): DevicePair(self.rng) for edge in self.edges}
         self.nodes = {name: SimNode(self, name) for name in names}
+        for name in names:
+            self.history.note(name, "home", to=[sae for sae, home in homes.items() if home == name])
 
     async def start(self) -> None:
         for node in self.nodes.values():
             await node.start()
+
+    # --- what goes wrong
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something that happens beside everything else, to nobody's node."""
+        task = asyncio.ensure_future(work)
+        self.tasks[task] = None
+        task.add_done_callback(lambda done: self.tasks.pop(done, None))
+
+    def aimed(self, point: str, name: str) -> bool:
+        """Whether a node at a named point ends there."""
+        if not self.aims or self.nodes[name].ledger.dead:
+            return False
+        for aim in self.aims:
+            if aim.point == point and aim.node in (None, name):
+                aim.nth -= 1
+                if aim.nth <= 0:
+                    self.aims.remove(aim)
+                    self.history.note("world", "fault", text=f"{name} is killed: {POINTS[point]}")
+                    self.later(self.revive(name, aim.down))
+                    return True
+        return False
+
+    def kill(self, name: str, down: float) -> None:
+        """kill -9 at a moment nobody chose."""
+        if self.nodes[name].alive:
+            self.history.note("world", "fault", text=f"{name} is killed")
+            self.nodes[name].crash()
+            self.later(self.revive(name, down))
+
+    async def revive(self, name: str, down: float) -> None:
+        """Start a dead node after a while, and again if its disk refuses."""
+        node = self.nodes[name]
+        while True:
+            await asyncio.sleep(down)
+            task = asyncio.ensure_future(node.start())
+            node.track(task)
+            await asyncio.wait((task,))
+            if task.cancelled() or task.exception() is None:
+                return
+            self.notes.append(f"{name} does not come up: {task.exception()}")
+            node.crash()
+
+    def replay(self, node: SimNode) -> None:
+        """Somebody recorded a message for this node and sends it once more."""
+        sender, message = self.rng.choice(self.accepted)
+        if message.peer == node.name:
+            node.spawn(self._quietly(lambda: node.relay.envelope(sender, message.body)), "replay")
+
+    # --- what is noted
+
+    def committed(self, name: str, row: Row) -> None:
+        committed(self, name, row)
+
+    def noted_material(self, me: str, message: Message) -> None:
+        message_id, names = material(message)
+        if message_id not in self._used:
+            self._used.add(message_id)
+            for name in names:
+                self.history.note(me, "used", name=name, text=f"{me}>{message.peer}", to=(message_id,))
+
+    # --- the wire
 
     async def carry(self, source: str, target: str, handle: Callable[[], Awaitable[Result]]) -> Result:
         """One request and its answer over the wire, as well as the wire is today."""
@@ -346,27 +380,31 @@ class World:
         node = self.nodes[target]
         if not node.alive:
             raise PeerUnreachable(f"{target} is down")
+        life = node.life
         if rng.random() < faults.duplicate:
             node.spawn(self._quietly(handle), "duplicate")
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may be dead
 
         async def serve() -> None:
+            await node.point("arrived")
             try:
                 result = await handle()
             except KeyhaulError as error:
                 if not done.done():
                     done.set_exception(error)
                 return
+            await node.point("accepted")
             if not done.done():
                 done.set_result(result)
 
         node.spawn(serve(), "request")
         await asyncio.wait((done,), timeout=3.0)
         if not done.done() or rng.random() < faults.lose_answer:
-            if done.done():
-                done.exception()
             done.cancel()
             raise PeerUnreachable(f"{target} does not answer")
+        if node.life == life and self.aimed("replied", target):
+            node.crash()
         return done.result()
 
     async def _quietly(self, handle: Callable[[], Awaitable[Any]]) -> None:
@@ -400,5 +438,12 @@ class World:
         return await self.nodes[b].origin.fetch(f"sae-{b}", f"sae-{a}", key_ids)
 
 
-world_clock = LoopClock()
-__all__ = ["Faults", "Malformed", "Unauthorized", "Unavailable", "World", "world_clock"]
+def world_time() -> float:
+    """Seconds since the world began; 0 before."""
+    try:
+        return round(asyncio.get_running_loop().time(), 6)
+    except RuntimeError:
+        return 0.0
+
+
+__all__ = ["Faults", "Malformed", "SimSigner", "Unauthorized", "Unavailable", "World", "world_clock"]

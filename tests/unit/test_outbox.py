@@ -64,9 +64,13 @@ class Outcome:
         self.batches.append(list(messages))
 
     async def refused(self, message: Message, answer: Answer) -> None:
+        if self.full:
+            raise StoreUnavailable("the disk is full")
         self.no.append((message, answer.status))
 
     async def lapsed(self, message: Message) -> None:
+        if self.full:
+            raise StoreUnavailable("the disk is full")
         self.late.append(message)
 
 
@@ -396,5 +400,24 @@ def test_after_a_restart_the_very_same_bytes_go_out_again() -> None:
         assert again.settled() == list(range(5))
         before = {each.id: each for _, each in bench.peers.attempts}
         assert {each.id: each for _, each in again.peers.attempts} == before
+
+    run(story())
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_an_outcome_the_store_could_not_take_is_told_until_it_can(status: int) -> None:
+    async def story() -> None:
+        bench = Bench(answers(status))
+        bench.outcome.full = True
+        mine = message(1, patience=2.0)
+        bench.outbox.send(mine)
+        await asyncio.sleep(60.0)
+        attempts = len(bench.peers.attempts)
+        assert bench.outcome.no == []
+        assert bench.outcome.late == []
+        bench.outcome.full = False
+        await asyncio.sleep(LONGEST_PAUSE)
+        assert [found for found, _ in bench.outcome.no] + bench.outcome.late == [mine], "once, and only once"
+        assert len(bench.peers.attempts) == attempts, "the neighbour is not asked again"
 
     run(story())

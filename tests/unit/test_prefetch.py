@@ -11,7 +11,7 @@ import pytest
 
 from keyhaul.errors import InsufficientKey, KeyNotFound, Malformed, Spent, StoreUnavailable
 from keyhaul.keys import Ref
-from keyhaul.links.prefetch import MAX_OFFER, OFFER_TRIES, DeviceKeys
+from keyhaul.links.prefetch import EXPECTED_TRIES, MAX_OFFER, OFFER_TRIES, DeviceKeys
 from keyhaul.stores.change import StagedChange
 from keyhaul.stores.memory import MemoryLedger
 from keyhaul.testbed.clock import run
@@ -400,5 +400,47 @@ def test_two_takers_never_get_the_same_key() -> None:
             await both.agree()
         names = [name for keys in await asyncio.gather(*takers) for name, _ in keys]
         assert len(names) == len(set(names)) == 30
+
+    run(story())
+
+
+def test_keys_that_the_far_end_lost_do_not_stop_the_supply() -> None:
+    """The far device hands a key out once: a crash before it is saved loses all of an offer."""
+
+    async def story() -> None:
+        both = Both()
+        gone = set(await both.near.draw())
+        assert len(gone) == 4
+        both.devices.lag = gone
+        for _ in range(EXPECTED_TRIES):
+            await both.agree()
+        assert both.near.level() == 0
+        held = await both.agree()
+        assert len(held) == 4, "others are drawn beside the lost ones"
+        assert both.near.level() == 4 * 256
+        assert not gone & set(held)
+        names, _ = await both.use(2)
+        assert not gone & set(names)
+        for _ in range(OFFER_TRIES):
+            await both.agree()
+        assert both.near.lost == 4
+        assert not gone & set(await both.near_ledger.items("pad/bilbao/out"))
+
+    run(story())
+
+
+def test_after_a_doubt_nothing_that_was_ready_is_used_and_all_of_it_is_erased() -> None:
+    async def story() -> None:
+        both = Both()
+        doubted = set(await both.agree())
+        both.near.doubt()
+        assert both.near.level() == 0
+        assert both.near.supply.wanted.is_set()
+        fresh = await both.agree()
+        assert len(fresh) == 4
+        assert not doubted & set(fresh)
+        names, _ = await both.use(2)
+        assert not doubted & set(names)
+        assert not doubted & set(await both.near_ledger.items("pad/bilbao/out"))
 
     run(story())
