@@ -63,8 +63,8 @@ class Node:
 
     def crafted(self, first: list[int], second: list[int]) -> bytes:
         """A ciphertext of two polynomials as they are given, behind a header of OpenFHE's."""
-        template = layout.unpacked(self.encrypt(bytes(32), bytes(32)))
-        return layout.packed(layout.crafted(template, len(first), first, second))
+        empty = layout.cleared(layout.unpacked(self.encrypt(bytes(32))), len(first))
+        return layout.packed(layout.altered(empty, len(first), first, second))
 
     def modulus(self, n: int = SMALL) -> int:
         return layout.modulus(layout.unpacked(self.encrypt(bytes(32))), n)

@@ -1,28 +1,25 @@
 """OpenFHE's binary form read and written by hand: noise of a ciphertext, and ciphertexts nobody encrypted.
 
 For measurements and for relays that misbehave; nothing here takes part in delivering keys. A polynomial is
-stored once for each prime of the modulus: n (8 bytes), n values of 8 bytes, the prime, the form (0: values
-at the odd powers of a root, bit-reversed; 1: coefficients); the last is followed by the form of the whole.
-The root of a prime stands behind 2n, n and the prime. Little endian throughout. All of it was found by
-looking, so `noise` fails loudly where a version of OpenFHE stores something else.
+stored once for each prime of the modulus: n (8 bytes), n values of 8 bytes, the prime. The values are those
+at the odd powers of a root of unity, bit-reversed; the root of a prime stands behind 2n, n and the prime.
+Little endian throughout. All of it was found by looking, so what is stored otherwise is refused.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from keyhaul.errors import Malformed
 
 _WORD = 8
-_FORM_AT, _NUMBER_AT, _WHOLE_FORM_AT = 8, 16, 20  # bytes behind the values
-_PARAMETERS = 40  # bytes that stand before the form of the whole where an object is stored for the first time
-_FIRST_TIME = 1 << 31  # in the number of such an object
-_COEFFICIENTS = b"\1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +82,25 @@ def modulus(blob: bytes, n: int) -> int:
     return product
 
 
-def crafted(template: bytes, n: int, first: Sequence[int], second: Sequence[int]) -> bytes:
-    """A ciphertext with these coefficients of its two polynomials, any integers, behind a template's header.
+def altered(ciphertext: bytes, n: int, first: Sequence[int], second: Sequence[int]) -> bytes:
+    """The ciphertext with these coefficients, any integers, added to those of its two polynomials.
 
-    Made of no encryption and no key: what a relay sends that wants to see what becomes of it.
+    No encryption and no key: what a relay sends that wants to see what becomes of it.
     """
-    blob = bytearray(template)
-    for polynomial, half in zip((first, second), _halves(template, n), strict=True):
+    blob = bytearray(ciphertext)
+    for polynomial, half in zip((first, second), _halves(ciphertext, n), strict=True):
         for limb in half:
-            blob[limb.at : limb.end] = array("Q", (value % limb.q for value in polynomial)).tobytes()
-            blob[limb.end + _FORM_AT : limb.end + _FORM_AT + 1] = _COEFFICIENTS
-        (number,) = struct.unpack_from("<I", template, half[-1].end + _NUMBER_AT)
-        whole = half[-1].end + _WHOLE_FORM_AT + (_PARAMETERS if number & _FIRST_TIME else 0)
-        blob[whole : whole + 1] = _COEFFICIENTS
+            more = _values([value % limb.q for value in polynomial], limb.q, _root(ciphertext, limb))
+            sums = ((a + b) % limb.q for a, b in zip(limb.values(ciphertext), more, strict=True))
+            blob[limb.at : limb.end] = array("Q", sums).tobytes()
+    return bytes(blob)
+
+
+def cleared(ciphertext: bytes, n: int) -> bytes:
+    """The ciphertext with nothing in its two polynomials."""
+    blob = bytearray(ciphertext)
+    for limb in itertools.chain(*_halves(ciphertext, n)):
+        blob[limb.at : limb.end] = bytes(limb.n * _WORD)
     return bytes(blob)
 
 
@@ -137,26 +140,40 @@ def _root(blob: bytes, limb: Limb) -> int:
     return int(root)
 
 
-def _coefficients(values: list[int], q: int, root: int) -> list[int]:
-    """The inverse negacyclic transform of values in bit-reversed order."""
-    n = len(values)
-    inverse = pow(root, -1, q)
-    powers = [1] * n
-    for at in range(1, n):
-        powers[at] = powers[at - 1] * inverse % q
-    width = n.bit_length() - 1
-    twiddles = [powers[_reversed(at, width)] for at in range(n)]
-    values, blocks, span = values[:], n // 2, 1
+def _values(coefficients: list[int], q: int, root: int) -> list[int]:
+    """The negacyclic transform; its result is in bit-reversed order."""
+    n, values = len(coefficients), coefficients[:]
+    twiddles, blocks, span = _twiddles(n, q, root), 1, n // 2
+    while span:
+        for block in range(blocks):
+            twiddle, start = twiddles[blocks + block], 2 * block * span
+            for at in range(start, start + span):
+                low, high = values[at], values[at + span] * twiddle
+                values[at], values[at + span] = (low + high) % q, (low - high) % q
+        blocks, span = blocks * 2, span // 2
+    return values
+
+
+def _coefficients(values: Sequence[int], q: int, root: int) -> list[int]:
+    """The inverse of `_values`."""
+    n, found = len(values), [*values]
+    twiddles, blocks, span = _twiddles(n, q, pow(root, -1, q)), n // 2, 1
     while blocks:
         for block in range(blocks):
             twiddle, start = twiddles[blocks + block], 2 * block * span
             for at in range(start, start + span):
-                low, high = values[at], values[at + span]
-                values[at] = (low + high) % q
-                values[at + span] = (low - high) * twiddle % q
+                low, high = found[at], found[at + span]
+                found[at], found[at + span] = (low + high) % q, (low - high) * twiddle % q
         blocks, span = blocks // 2, span * 2
     scale = pow(n, -1, q)
-    return [value * scale % q for value in values]
+    return [value * scale % q for value in found]
+
+
+@cache
+def _twiddles(n: int, q: int, root: int) -> list[int]:
+    """The powers of the root in bit-reversed order."""
+    width = n.bit_length() - 1
+    return [pow(root, _reversed(at, width), q) for at in range(n)]
 
 
 def _reversed(number: int, width: int) -> int:

@@ -65,6 +65,8 @@ class Lean:
     name = "blind-lean"
     labels: frozenset[str] = frozenset({"relay-blind"})
     authenticated = True
+    heavy = True
+    once = False
 
     def __init__(
         self, bfv: WholeBfv, public: Callable[[str], bytes], own: Callable[[bytes], Secret | None]

@@ -51,6 +51,8 @@ class PaperB:
     name = "blind-paper"
     labels: frozenset[str] = frozenset({"relay-blind"})
     authenticated = False
+    heavy = True
+    once = False
 
     def __init__(
         self,
