@@ -1,4 +1,4 @@
-"""`keyhaul testbed up` and `down`: a whole network of real processes on this machine."""
+"""`keyhaul testbed up`, `scan` and `down`: a whole network of real processes on this machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyhaul.cli.output import Json, document, note, say
+from keyhaul.cli.scan import scan
 from keyhaul.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from keyhaul.testbed.network import Testbed
 
 app = typer.Typer(
-    help="Test networks on this machine: up, down.", no_args_is_help=True, rich_markup_mode=None
+    help="Test networks on this machine: up, scan, down.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Directory = Annotated[Path, typer.Option("--dir", help="Where the testbed keeps its files.")]
@@ -81,6 +82,9 @@ async def _keep_up(testbed: Testbed, as_json: bool) -> None:
                 where = testbed.directory / "testbed.json"
                 say(f"{testbed.topology.name} is up; {where} tells where everything is")
             await asyncio.Event().wait()
+
+
+app.command(name="scan")(scan)
 
 
 @app.command()

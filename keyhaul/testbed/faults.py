@@ -30,6 +30,7 @@ from keyhaul.relay import Relay
 class Attack(StrEnum):
     """What a cheating relay does; `ATTACKS` says it in words."""
 
+    LISTEN = "listen"
     FLIP = "flip"
     SUBSTITUTE = "substitute"
     GARBAGE = "garbage"
@@ -44,6 +45,7 @@ class Attack(StrEnum):
 
 
 ATTACKS = {
+    Attack.LISTEN: "is honest, but keeps everything it ever sees",
     Attack.FLIP: "flips a bit of the first key",
     Attack.SUBSTITUTE: "puts a key of its own in place, with a tag of its own",
     Attack.GARBAGE: "adds (an encryption of) random bits",
@@ -62,12 +64,13 @@ class Cheat:
     """What one relay does to payloads, what it saw of them, and what became of those it altered.
 
     `seen` are payload bodies without pads, as this relay had them in memory. `touched` are the keys it
-    altered, held back or dropped.
+    altered, held back or dropped. `hoard` are decrypted messages and pads: with `seen` all a relay gets.
     """
 
     def __init__(self, relay: Relay, attack: Attack) -> None:
         self.attack = attack
         self.seen: list[bytes] = []
+        self.hoard: list[bytes] = []
         self.touched: list[UUID] = []
         self._relay = relay
         self._letters = Letters(relay.site)
@@ -82,6 +85,8 @@ class Cheat:
         pad = opened.pad(scheme.pad_bytes(wrapping.payload))
         bare = scheme.transit(wrapping.payload, pad, None)
         self.seen.append(bare.body)
+        if self.attack is Attack.LISTEN:
+            self.hoard += [opened.content, pad]
         if self.attack in (Attack.DROP, Attack.PRETEND):
             self.touched.extend(wrapping.context.key_ids)
             await self._swallow(peer, wrapping.context, opened)

@@ -23,7 +23,7 @@ def test_a_cheat_on_the_only_way_gets_nobody_a_false_key(attack: Attack, tmp_pat
     async def scene() -> None:
         async with Testbed(named("line-3"), tmp_path / "testbed", cheats={"n2": attack}) as testbed:
             state = testbed.state()
-            async with sae(state, "sae-n1") as one:
+            async with sae(state, "sae-n1", patience=0.0) as one:
                 for _ in range(3):
                     with pytest.raises(Unavailable):
                         await one.get_key("sae-n3")

@@ -30,12 +30,12 @@ PATIENCE = 60.0  # seconds until a hung process fails a test
 
 
 @asynccontextmanager
-async def sae(state: dict[str, Any], name: str) -> AsyncIterator[SaeClient]:
-    """One application of a testbed."""
+async def sae(state: dict[str, Any], name: str, patience: float = PATIENCE) -> AsyncIterator[SaeClient]:
+    """One application of a testbed; after 503 it asks again for `patience` seconds."""
     found = next(each for each in state["saes"] if each["id"] == name)
     files = Credentials(Path(found["cert"]), Path(found["key"]), Path(found["ca"]))
     tls = client_context(files, Policy.COMPATIBLE)
-    async with SaeClient(found["sae_url"], tls, patience=PATIENCE) as client:
+    async with SaeClient(found["sae_url"], tls, patience=patience) as client:
         yield client
 
 
