@@ -56,8 +56,8 @@ class Scene:
         mint: Any = world.nodes["a"].origin._mint
         keys = mint.keys
 
-        async def noted(number: int, size: int) -> Any:
-            made = await keys(number, size)
+        async def noted(*wanted: Any) -> Any:
+            made = await keys(*wanted)
             self.minted.update((key_id, key.reveal()) for key_id, key in made)
             return made
 
