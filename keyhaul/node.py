@@ -16,7 +16,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,16 @@ from keyhaul.dashboard.local import LocalSource, Trend, certificates
 from keyhaul.dashboard.pages import Pages
 from keyhaul.edge import admin, sae, tls
 from keyhaul.edge import peer as peering
-from keyhaul.edge.accepting import Crowd
+from keyhaul.edge.accepting import Crowd, Traffic
 from keyhaul.edge.posting import HttpPeers
 from keyhaul.edge.server import Application, Bounds, Port, Render, bind
 from keyhaul.edge.turns import Holdings, Turns
 from keyhaul.entropy import MixedEntropy, configured
-from keyhaul.errors import ConfigError, KeyhaulError, Unauthorized
+from keyhaul.errors import ConfigError, KeyhaulError
 from keyhaul.gossip import Gossip
 from keyhaul.hardening import harden
 from keyhaul.identity import Anchors, Federation, Identity, admin_name, node_name, sae_id
+from keyhaul.kernel import Kernel
 from keyhaul.letters import Letters
 from keyhaul.links.etsi014 import Device
 from keyhaul.links.onetime import OneTimeKey, OneTimeKeys
@@ -52,9 +54,12 @@ from keyhaul.links.refill import Refill
 from keyhaul.links.sealed import SealedLink
 from keyhaul.links.supply import Supply
 from keyhaul.messages.envelope import Mode, Suite
-from keyhaul.messages.etsi020 import PATHS, Ack, Dialect, ExtKeys, Void
+from keyhaul.messages.etsi020 import PATHS, Dialect
 from keyhaul.messages.payload import Scheme
 from keyhaul.minting import DeviceMint, Mint, OwnMint
+from keyhaul.monitor.instruments import Instruments, TimedDelivery
+from keyhaul.monitor.listener import Monitor
+from keyhaul.monitor.start import open_monitor, watched_certificates
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
@@ -65,6 +70,7 @@ from keyhaul.schemes.paper_a import PaperA
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
+from keyhaul.tasks import Tasks, WallClock
 
 KEM_LOW, KEM_HIGH = 32, 96  # one-time keys of a neighbour held ready
 SWEEP_EVERY = 1.0  # seconds
@@ -74,76 +80,6 @@ log = structlog.get_logger("keyhaul.node")
 
 _CALLERS = {"sae": sae_id, "node": node_name, "admin": admin_name}
 """Whose certificates each port believes, and the name it takes from them."""
-
-
-class WallClock:
-    """Unix time."""
-
-    def now(self) -> float:
-        return time.time()
-
-
-class Tasks:
-    """Background tasks that are never lost: a failure is logged, and stopping waits for all."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stopped = False
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run `work` on its own; after `stop` it is dropped, for the disk remembers what is owed."""
-        if self._stopped:
-            work.close()
-            return
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            cause = error.cause if isinstance(error, KeyhaulError) else ""
-            log.error("background task failed", task=task.get_name(), error=type(error).__name__, cause=cause)
-
-    async def stop(self) -> None:
-        self._stopped = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Kernel:
-    """What the node port calls: each message goes to the module that knows it."""
-
-    def __init__(
-        self, relay: Relay, settlement: Settlement, refills: Mapping[str, Refill], gossip: Gossip
-    ) -> None:
-        self._relay = relay
-        self._settlement = settlement
-        self._refills = refills
-        self._gossip = gossip
-
-    async def accept(self, peer: str, transfer: ExtKeys) -> None:
-        await self._relay.accept(peer, transfer)
-
-    async def acknowledge(self, peer: str, acks: Sequence[Ack]) -> None:
-        await self._settlement.acknowledge(peer, acks)
-
-    async def void(self, peer: str, request: Void) -> None:
-        await self._settlement.void(peer, request)
-
-    async def envelope(self, peer: str, body: bytes) -> None:
-        await self._relay.envelope(peer, body)
-
-    async def refill(self, peer: str, body: bytes) -> bytes:
-        if peer not in self._refills:
-            raise Unauthorized(f"{peer!r} is not a neighbour on a sealed link")
-        return await self._refills[peer].answer(body)
-
-    async def records(self, peer: str, body: bytes) -> None:
-        await self._gossip.receive(peer, body)
 
 
 class Node:
@@ -162,6 +98,9 @@ class Node:
         self.entropy = MixedEntropy()
         self._stack = contextlib.AsyncExitStack()
         self.audit: AuditLog | None = None
+        self.monitor: Monitor | None = None
+        self._traffic: dict[str, Traffic] = {}
+        self._events: Counter[str] = Counter()
         self._trends: dict[str, Trend] = {}
 
     # ------------------------------------------------------------------ start
@@ -172,7 +111,11 @@ class Node:
             if sockets is None or name not in sockets:
                 sockets = {**(sockets or {}), name: bind(listener.host, listener.port)}
         assert sockets is not None
-        self.urls = {name: _url(self.config, name, sockets[name]) for name in ("sae", "node", "admin")}
+        self.urls |= {name: _url(self.config, name, sockets[name]) for name in ("sae", "node", "admin")}
+        monitoring = await open_monitor(self.config.monitor)
+        if monitoring is not None:
+            self.monitor, self.urls["monitor"] = monitoring
+            self._stack.push_async_callback(self.monitor.close)
         self.vault = await vault.open_vault(self.config.store)
         self._stack.push_async_callback(self.vault.ledger.close)
         self._stack.push_async_callback(self.entropy.close)
@@ -200,7 +143,8 @@ class Node:
         self._tasks.spawn(keeping.keep(self.audit, ledger), "audit")
 
     def _note(self, event: str, **fields: Any) -> None:
-        """A line for the audit log, if there is one."""
+        """Count an event; and a line for the audit log, if there is one."""
+        self._events[event] += 1
         if self.audit is not None:
             self.audit.note(event, **fields)
 
@@ -360,7 +304,11 @@ class Node:
         node_port = peering.NodePort(
             kernel, kinds, callbacks, drafts=drafts, federation=self.federation, turns=turns
         )
-        delivery = self.activity if self.audit is None else AuditedDelivery(self.activity, self.audit)
+        delivery: sae.Delivery = self.activity
+        if self.audit is not None:
+            delivery = AuditedDelivery(delivery, self.audit)
+        if self.monitor is not None:
+            delivery = TimedDelivery(delivery, self.monitor.metrics.seconds)
         saes = sae.SaeApplication(delivery, self.config.limits, turns)
         operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy).application()
         Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
@@ -376,6 +324,7 @@ class Node:
             bounds = replace(bounds, crowd=_crowd(self.config))
             port = Port(name, application, render, _CALLERS[name], context, bounds, note=self._note)
             await port.open([sockets[name]])
+            self._traffic[name] = port.traffic
             self._stack.push_async_callback(port.close)
 
     def _run(self) -> None:
@@ -385,6 +334,23 @@ class Node:
         spawn(Holdings(self.admission, self.vault.ledger).run(), "holdings")
         for name, refill in self.refills.items():
             spawn(refill.run(), f"refill {name}")
+        if self.monitor is not None:
+            self.monitor.instruments = self._instruments()
+            spawn(self.monitor.instruments.watch(), "lag")
+
+    def _instruments(self) -> Instruments:
+        return Instruments(
+            status=self.status,
+            traffic=self._traffic,
+            events=self._events,
+            outbox=self.outbox,
+            links=self.links,
+            peers=self.peers,
+            names=[peer.name for peer in self.config.peers],
+            ledger=self.vault.ledger,
+            activity=self.activity,
+            certificates=watched_certificates(self.config),
+        )
 
     async def _sweep(self) -> None:
         while True:
@@ -409,6 +375,8 @@ class Node:
     async def stop(self) -> None:
         """Close the ports, let requests finish, stop the tasks, close the ledger."""
         log.info("node stops", node=self.config.name)
+        if self.monitor is not None and self.monitor.instruments is not None:
+            self.monitor.instruments.draining = True
         await self._stack.aclose()
 
     # ------------------------------------------------------------------ what operators see

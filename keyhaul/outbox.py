@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -78,6 +78,10 @@ class Outbox:
         self._done: list[Message] = []
         self._collecting = False
         self.outcome: Outcome | None = None
+        self.outcomes: Counter[tuple[str, str, str]] = Counter()
+        """Messages by neighbour, operation, and what became of them: accepted, refused, lapsed."""
+        self.seconds: dict[str, tuple[int, float]] = {}
+        """By neighbour: attempts that were answered, and how long that took in all."""
         self.seal: Callable[[Message], Awaitable[Message]] = _as_it_is
 
     def waiting(self) -> dict[str, int]:
@@ -101,9 +105,12 @@ class Outbox:
             lane.waiting -= 1
         outcome = self.outcome
         assert outcome is not None
+        refused = answer is not None and answer.status in (400, 401)
+        became = "lapsed" if answer is None else "refused" if refused else "accepted"
+        self.outcomes[message.peer, message.path, became] += 1
         if answer is None:
             await self._noted(lambda: outcome.lapsed(message))
-        elif answer.status in (400, 401):
+        elif refused:
             log.warning(
                 "neighbour refused",
                 peer=message.peer,
@@ -143,6 +150,8 @@ class Outbox:
                     log.info("neighbour unreachable", peer=message.peer, cause=error.cause)
                     continue
             lane.worked()
+            count, seconds = self.seconds.get(message.peer, (0, 0.0))
+            self.seconds[message.peer] = (count + 1, seconds + self._clock.now() - started)
             if answer.status in (200, 202, 204, 400, 401):
                 return answer
             # The neighbour lives but cannot take this one now: only this message slows down.

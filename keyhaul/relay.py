@@ -322,6 +322,7 @@ class Relay:
         for at, row in enumerate(rows):
             if keys is None:
                 lifecycle.step(row, State.FAILED, now)
+                self.site.note("origin_check_failed", by=peer, keys=[str(row.ref.key_id)])
                 continue
             row.secret, row.waiting = keys[at], frozenset(row.targets)
             lifecycle.step(row, State.DELIVERABLE, now)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that the optional parts of keyhaul need. keyhaul itself needs none of them.
 #
-#   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser]
+#   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser] [monitoring]
 #
 # Without a group: all of them. --list says what would be installed, and why, and changes nothing.
 set -eu
@@ -32,8 +32,12 @@ LIST
 chromium    a browser without a window, for the tests of the dashboard
 LIST
         ;;
+    monitoring) cat <<'LIST'
+prometheus  scrapes the nodes in the test of the metrics, the alert rules and the dashboard
+LIST
+        ;;
     *)
-        echo "unknown group '$1': the groups are tpm, pkcs11, testbed and browser" >&2
+        echo "unknown group '$1': the groups are tpm, pkcs11, testbed, browser and monitoring" >&2
         return 2
         ;;
     esac
@@ -44,7 +48,7 @@ if [ "${1:-}" = --list ]; then
     list_only=yes
     shift
 fi
-[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser
+[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring
 
 wanted=""
 for group in "$@"; do

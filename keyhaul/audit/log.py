@@ -277,6 +277,7 @@ class AuditLog:
             "required": self.required,
             "head": self.head.text(),
             "anchored": self.anchored.text(),
+            "lines": self.lines,
             "waiting": len(self._waiting),
             "dropped": self.dropped,
             "failures": self.failures,

@@ -225,6 +225,14 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MonitorConfig:
+    """Where `/live`, `/ready` and `/metrics` are served in plain HTTP; nowhere without `port`."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything one node needs to know before it starts."""
 
@@ -244,3 +252,4 @@ class NodeConfig:
     entropy: EntropyConfig = EntropyConfig()
     admission: Rules = field(default_factory=Rules)
     audit: AuditConfig = AuditConfig()
+    monitor: MonitorConfig = MonitorConfig()

@@ -21,6 +21,7 @@ from keyhaul.config import model
 from keyhaul.config.admission import read_admission
 from keyhaul.config.entropy import read_entropy
 from keyhaul.config.network import check_peers, read_network
+from keyhaul.config.operations import read_audit, read_monitor
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
 from keyhaul.errors import ConfigError
 from keyhaul.policy import Limits
@@ -86,7 +87,8 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         ready_file=root.optional_file("ready_file"),
         entropy=read_entropy(root.section("entropy", required=False)),
         admission=read_admission(root.section("admission", required=False)),
-        audit=_audit(root.section("audit", required=False)),
+        audit=read_audit(root.section("audit", required=False)),
+        monitor=read_monitor(root.section("monitor", required=False)),
     )
 
 
@@ -240,19 +242,6 @@ def _delivery(table: Section) -> model.Delivery:
         table.report("release", f'release = "immediate": {risk}', 'prefer "relayed"', warning=True)
     table.done()
     return delivery
-
-
-def _audit(table: Section) -> model.AuditConfig:
-    plain = model.AuditConfig()
-    audit = model.AuditConfig(
-        file=table.optional_file("file"),
-        required=table.flag("required", plain.required),
-        rotate_bytes=table.integer("rotate_bytes", plain.rotate_bytes, low=4096),
-    )
-    if audit.required and audit.file is None:
-        table.report("required", "the audit log is required, but no file is named", "add file = …")
-    table.done()
-    return audit
 
 
 def _prefetch(table: Section) -> model.Prefetch:

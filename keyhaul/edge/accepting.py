@@ -43,6 +43,7 @@ class Traffic:
     turned_away: int = 0
     handshakes_failed: int = 0
     answers: Counter[int] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)  # by the class of the error
     clients: Counter[str] = field(default_factory=Counter)
 
 

@@ -6,10 +6,13 @@ the host name; this is checked before the first byte of a message leaves. Redire
 
 from __future__ import annotations
 
+import contextlib
 import io
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
@@ -62,6 +65,8 @@ class HttpPeers(Peers):
         self._connections = connections
         self._federation = federation
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self.skew: dict[str, float] = {}
+        """By neighbour: its clock less ours in seconds, from the Date of its last answer, so to a second."""
 
     async def post(self, message: Message) -> Answer:
         """Send one message once; any HTTP status is an answer.
@@ -144,7 +149,14 @@ class HttpPeers(Peers):
             allow_redirects=False,
         )
         async with request as response:
+            self._compare_clocks(peer, response.headers.get("Date", ""))
             return response.status, await _bounded(response, limit)
+
+    def _compare_clocks(self, peer: str, date: str) -> None:
+        with contextlib.suppress(ValueError, TypeError):
+            # The answer's whole second began up to a second ago.
+            behind = parsedate_to_datetime(date).timestamp() - time.time()
+            self.skew[peer] = 0.0 if -1.0 <= behind <= 0.0 else behind
 
 
 class _Pinned(aiohttp.TCPConnector):

@@ -185,6 +185,7 @@ class Port:
         if allow is not None:
             response.headers["Allow"] = allow
         self.traffic.answers[response.status] += 1
+        self.traffic.refusals[type(error).__name__] += 1
         surplus = isinstance(request.protocol, Connection) and request.protocol.surplus
         if surplus or not request.content.is_eof():  # the rest of a body is never taken for the next request
             response.force_close()

@@ -14,6 +14,7 @@ import asyncio
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from keyhaul.errors import Conflict, Malformed, Tampered
 from keyhaul.keys import Secret
@@ -126,6 +127,17 @@ class SealedLink:
     def trouble(self) -> str:
         """Why the last refill of one-time or device keys failed; empty when it worked."""
         return self._peer_keys.trouble or ("" if self._device is None else self._device.supply.trouble)
+
+    def supplies(self) -> dict[str, Any]:
+        """What is ready here and what became of device keys, for monitoring; bits and numbers of keys."""
+        device = self._device
+        return {
+            "one_time_keys": len(self._peer_keys),
+            "device_bits": None if device is None else device.level(),
+            "drawn": 0 if device is None else device.drawn,
+            "lost": 0 if device is None else device.lost,
+            "trouble": self.trouble(),
+        }
 
     # --- sending
 

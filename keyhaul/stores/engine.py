@@ -82,12 +82,15 @@ Outcome = int | KeyhaulError
 class Engine:
     """The database of one node, opened in one event loop.
 
-    `batches` and `changes` count commits and the changes in them since the start.
+    `batches` and `changes` count commits and the changes in them since the start, `failures` commits that
+    the disk refused; `broken` is whether the last one was.
     """
 
     def __init__(self, path: Path, page_key: Secret, connect: Callable[..., Connection]) -> None:
         self.path = path
         self.incarnation = b""
+        self.failures = 0
+        self.broken = False
         self.batches = 0
         self.changes = 0
         self._page_key = Secret(page_key.reveal())
@@ -222,8 +225,11 @@ class Engine:
             outcomes = [_apply(cursor, change.statements) for change in batch]
             cursor.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - root of this thread: nobody else would answer the batch
+            self.failures += 1
+            self.broken = True
             self._abandon()
             return [_unsaved(error) for _ in batch]
+        self.broken = False
         self.batches += 1
         self.changes += len(batch)
         return outcomes

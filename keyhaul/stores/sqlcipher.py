@@ -81,6 +81,7 @@ class SqlcipherLedger:
         self.incarnation = engine.incarnation
         self._cipher = cipher
         self._locks = RefLocks()
+        self.altered = 0  # values that were not what was written
         self._recent: OrderedDict[Ref, _Record] = OrderedDict()
         self._blocks = Blocks(engine, cipher)
 
@@ -315,6 +316,7 @@ class SqlcipherLedger:
         try:
             return self._cipher.open(sealed, place)
         except Tampered:
+            self.altered += 1
             raise altered(what) from None
 
 

@@ -1,0 +1,52 @@
+"""A node's background tasks and its clock: nothing fails unseen, and stopping waits for everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from keyhaul.errors import KeyhaulError
+
+log = structlog.get_logger("keyhaul.node")
+
+
+class WallClock:
+    """Unix time."""
+
+    def now(self) -> float:
+        return time.time()
+
+
+class Tasks:
+    """Background tasks that are never lost: a failure is logged, and stopping waits for all."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` on its own; after `stop` it is dropped, for the disk remembers what is owed."""
+        if self._stopped:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            cause = error.cause if isinstance(error, KeyhaulError) else ""
+            log.error("background task failed", task=task.get_name(), error=type(error).__name__, cause=cause)
+
+    async def stop(self) -> None:
+        self._stopped = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
