@@ -57,13 +57,16 @@ class Gossip:
         self._pairing = pairing
         self._ledger = ledger
         self._clock = clock
+        self._announced = 0  # the sequence number of this node's last descriptor
 
     async def start(self) -> None:
         """Take in what earlier runs knew, as far as it still passes every check."""
         for name, value in (await self._ledger.items(SPACE)).items():
             try:
                 record = msgspec.msgpack.decode(value, type=Record)
-                self._directory.receive(record, self._clock.now())
+                known = self._directory.receive(record, self._clock.now())
+                if known is not None and name == self._pairing.name:
+                    self._announced = known.descriptor.sequence
             except (KeyhaulError, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.info("a stored descriptor is not good any more", node=name, cause=str(error))
 
@@ -83,10 +86,16 @@ class Gossip:
         """Renew this node's keys where due, and tell everyone."""
         await self._pairing.rotate()
         await self._pairing.prune()
-        record = self._pairing.announce()
+        record = self._pairing.announce(self._announced)
         known = self._directory.receive(record, self._clock.now())
-        if known is not None:
-            self._spread(known, but="")
+        if known is None:
+            return
+        # Kept, because after a restart with a clock that was set back it would look older than the last one:
+        # no neighbour would answer it with what this node may have lost.
+        async with self._ledger.edit() as change:
+            change.put(SPACE, known.descriptor.node, msgspec.msgpack.encode(record))
+        self._announced = known.descriptor.sequence
+        self._spread(known, but="")
 
     async def receive(self, peer: str, body: bytes) -> None:
         """Records from a neighbour: the good ones count, whatever stands beside them.

@@ -111,15 +111,20 @@ class Pairing:
             del self._own[key_id]
         self._current = newest or b""
 
-    def announce(self) -> Record:
-        """This node's signed descriptor, with a sequence number above all before it."""
+    @property
+    def name(self) -> str:
+        """This node."""
+        return self._signer.name
+
+    def announce(self, after: int = 0) -> Record:
+        """This node's signed descriptor, numbered above `after` and by the clock."""
         now = self._clock.now()
         key, issued = self._own[self._current]
         return publish(
             Descriptor(
                 node=self._signer.name,
                 domain=self._domain,
-                sequence=int(now * 1000),
+                sequence=max(int(now * 1000), after + 1),
                 issued=now,
                 expires=issued + KEM_LIFE,
                 kem_id=self._current,

@@ -185,6 +185,7 @@ class Storm:
         # Applications go on asking: device keys that do not agree are found out by being used.
         for _ in range(3 if any("disagree" in event.text for event in world.history) else 0):
             await self.neighbours_ask()
+            await asyncio.sleep(10.0)
         await asyncio.sleep(RECOVERY)
         for master, slaves, key_id in list(self.held):
             for slave in slaves:

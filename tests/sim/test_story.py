@@ -93,3 +93,24 @@ def test_only_its_own_node_speaks_for_a_master() -> None:
         assert [row.state for row in await world.nodes["a"].ledger.find(key_id)] == [State.FAILED]
 
     run(story())
+
+
+def test_a_node_that_lost_what_it_heard_is_told_again_even_when_its_clock_went_back() -> None:
+    """Its new descriptor must look newer than its last one, or no neighbour takes note of its return."""
+
+    async def story() -> None:
+        world = World(6, LINE, request_timeout=5.0)
+        await world.start()
+        await world.ask("b", "a")
+        node = world.nodes["b"]
+        node.crash()
+        del node.disk.tables.items["directory", "a"]
+        world.faults.wrong["b"] = -60.0
+        await node.start()
+        await asyncio.sleep(5.0)
+        assert node.gossip._directory.nodes() == ["a", "b", "c", "d"]
+        (key,) = await world.ask("b", "a")
+        (same,) = await world.fetch("b", "a", [key.key_id])
+        assert same.bits.same_as(key.bits)
+
+    run(story())
