@@ -78,7 +78,7 @@ SWEEP_EVERY = 1.0  # seconds
 log = structlog.get_logger("keyhaul.node")
 
 
-_CALLERS = {"sae": sae_id, "node": node_name, "admin": admin_name}
+_CALLERS = {"sae": sae_id, "node": node_name, "admin": admin_name, "plain": node_name}
 """Whose certificates each port believes, and the name it takes from them."""
 
 
@@ -111,7 +111,7 @@ class Node:
             if sockets is None or name not in sockets:
                 sockets = {**(sockets or {}), name: bind(listener.host, listener.port)}
         assert sockets is not None
-        self.urls |= {name: _url(self.config, name, sockets[name]) for name in ("sae", "node", "admin")}
+        self.urls |= {name: _url(self.config, name, sockets[name]) for name, _ in self.config.listeners}
         monitoring = await open_monitor(self.config.monitor)
         if monitoring is not None:
             self.monitor, self.urls["monitor"] = monitoring
@@ -182,11 +182,11 @@ class Node:
         self._build_relay()
 
     def _client_context(self, peer: config.Peer) -> Any:
-        node = self.config.listeners.node
-        credentials = tls.Credentials(node.cert, node.key, node.ca)
-        # A foreign key manager may know no post-quantum group; nodes of ours always do.
-        policy = tls.Policy.COMPATIBLE if peer.kind == "plain" else tls.Policy(node.tls)
-        return tls.client_context(credentials, policy)
+        own, policy = self.config.listeners.node, tls.Policy(self.config.listeners.node.tls)
+        if peer.kind == "plain":
+            # A foreign key manager may know no post-quantum group; nodes of ours always do.
+            own, policy = self.config.listeners.plain or own, tls.Policy.COMPATIBLE
+        return tls.client_context(tls.Credentials(own.cert, own.key, own.ca), policy)
 
     def _build_link(self, peer: config.Peer) -> None:
         ledger = self.vault.ledger
@@ -265,7 +265,7 @@ class Node:
             pairing=self.pairing,
             clock=self._clock,
             settings=_settings(settings),
-            callback=self.urls["node"] + PATHS["ack"],
+            callback=self.urls.get("plain", self.urls["node"]) + PATHS["ack"],
             foreign=_foreign(settings),
             quota=self.admission,
             note=self._note,
@@ -293,17 +293,7 @@ class Node:
 
     async def _serve(self, sockets: Mapping[str, socket.socket]) -> None:
         kernel = Kernel(self.relay, self.settlement, self.refills, self.gossip)
-        plain = [peer for peer in self.config.peers if peer.kind == "plain"]
-        kinds = {
-            peer.name: peering.PeerKind.PLAIN if peer in plain else peering.PeerKind.SEALED
-            for peer in self.config.peers
-        }
-        callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in plain}
-        drafts = frozenset(peer.name for peer in plain if peer.dialect == "draft-0.4")
         turns = Turns(self.admission, time.monotonic)
-        node_port = peering.NodePort(
-            kernel, kinds, callbacks, drafts=drafts, federation=self.federation, turns=turns
-        )
         delivery: sae.Delivery = self.activity
         if self.audit is not None:
             delivery = AuditedDelivery(delivery, self.audit)
@@ -314,9 +304,10 @@ class Node:
         Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
             "sae": (saes.answer, sae.render, Bounds()),
-            "node": (node_port.application(), peering.render, peering.BOUNDS),
             "admin": (operators, admin.render, Bounds()),
         }
+        for name, neighbours in self._neighbour_ports(kernel, turns).items():
+            applications[name] = (neighbours.application(), peering.render, peering.BOUNDS)
         for name, listener in self.config.listeners:
             application, render, bounds = applications[name]
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
@@ -326,6 +317,23 @@ class Node:
             await port.open([sockets[name]])
             self._traffic[name] = port.traffic
             self._stack.push_async_callback(port.close)
+
+    def _neighbour_ports(self, kernel: Kernel, turns: Turns) -> dict[str, peering.NodePort]:
+        """One port for all neighbours, or one for ours and one for foreign key managers."""
+        peers, apart = self.config.peers, self.config.listeners.plain is not None
+        foreign = [peer for peer in peers if peer.kind == "plain"]
+        callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in foreign}
+        drafts = frozenset(peer.name for peer in foreign if peer.dialect == "draft-0.4")
+        kinds: dict[str, dict[str, peering.PeerKind]] = {"node": {}, **({"plain": {}} if apart else {})}
+        for peer in peers:
+            kind = peering.PeerKind.PLAIN if peer in foreign else peering.PeerKind.SEALED
+            kinds["plain" if apart and peer in foreign else "node"][peer.name] = kind
+        return {
+            name: peering.NodePort(
+                kernel, served, callbacks, drafts=drafts, federation=self.federation, turns=turns
+            )
+            for name, served in kinds.items()
+        }
 
     def _run(self) -> None:
         spawn = self._tasks.spawn
@@ -505,7 +513,10 @@ def _foreign(settings: config.NodeConfig) -> dict[str, ForeignPeer]:
 
 
 def _url(settings: config.NodeConfig, name: str, listening: socket.socket) -> str:
-    host = dict(settings.listeners)[name].host
+    listener = dict(settings.listeners)[name]
+    if listener.url is not None:
+        return listener.url.rstrip("/")
+    host = listener.host
     port = listening.getsockname()[1]
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 

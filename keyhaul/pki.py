@@ -3,11 +3,12 @@
 <directory>/
   node-anchors.pem              the node CAs of all domains: whom a node port believes
   <domain>/
-    ca/{node,sae,admin,device}.{pem,key}
+    ca/{node,sae,admin,device}.{pem,key}    and `plain`, once a node has a port for foreign key managers
     node/<name>.{pem,key}       ML-DSA-65, client and server
     sae-port/, admin-port/      the server side of those ports
     sae/, admin/                clients
     device/, device-client/     014 servers of QKD devices, and nodes in the role of their SAE
+    plain/<name>.{pem,key,ca.pem}   ECDSA, client and server: nodes before key managers of other makers
 """
 
 from __future__ import annotations
@@ -87,9 +88,7 @@ class Pki:
         pki._refuse(pki._anchors, *(pki._ca(d, role) for d in domains for role in ROLES))
         for name in domains:
             for role in ROLES:
-                certificate, key = authority(name, role, pki.lifetimes.window(pki.lifetimes.ca))
-                path = pki._ca(name, role)
-                pki._save(path, path.with_suffix(".key"), certificate, key)
+                pki._found(name, role)
         bundle = b"".join(pki._ca(name, "node").read_bytes() for name in domains)
         pki._write(pki._anchors, bundle, 0o644)
         return pki
@@ -137,6 +136,22 @@ class Pki:
         """A node in the role of an SAE of its device."""
         return self._issue(domain, "device", "device-client", Leaf(sae_id, "sae", (), CLIENT))
 
+    def plain(self, domain: str, name: str, hosts: Sequence[str], believed: Sequence[Path]) -> Files:
+        """Node `name` before key managers of other makers, whose CAs are in the files `believed`.
+
+        Its own CA, ECDSA, is made with the first of these certificates; foreign KMEs have to trust it.
+        """
+        _check_name("node", name)
+        if domain in self.domains and not self._ca(domain, "plain").exists():
+            self._found(domain, "plain")
+        bundle = self.directory / domain / "plain" / f"{name}.ca.pem"
+        self._refuse(bundle)
+        foreign = [_bundle(path) for path in believed]
+        leaf = Leaf(name, "node", hosts, (*SERVER, *CLIENT))
+        files = self._issue(domain, "plain", "plain", leaf, bundle)
+        self._write(bundle, b"".join(foreign), 0o644)
+        return files
+
     @property
     def _anchors(self) -> Path:
         return self.directory / "node-anchors.pem"
@@ -154,6 +169,11 @@ class Pki:
         certificate, key = issue(leaf, domain, ca, ca_key, self.lifetimes.window(self.lifetimes.leaf))
         self._save(files.cert, files.key, certificate, key)
         return files
+
+    def _found(self, domain: str, role: str) -> None:
+        certificate, key = authority(domain, role, self.lifetimes.window(self.lifetimes.ca))
+        path = self._ca(domain, role)
+        self._save(path, path.with_suffix(".key"), certificate, key)
 
     def _save(self, cert: Path, key_path: Path, certificate: x509.Certificate, key: Key) -> None:
         pem = serialization.Encoding.PEM
@@ -212,6 +232,17 @@ def _suffixed(stem: Path, suffix: str) -> Path:
 def _check_name(kind: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no {kind} name", "use 1 to 63 characters of a-z, 0-9 and -")
+
+
+def _bundle(path: Path) -> bytes:
+    """The CA certificates in a file of somebody else, as PEM."""
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except OSError as problem:
+        raise ConfigError(f"{path}: {problem.strerror}", "correct the path") from None
+    except ValueError:
+        raise ConfigError(f"{path}: no certificate in PEM form", "name the foreign KME's CA") from None
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in found)
 
 
 def _load_ca(path: Path) -> tuple[x509.Certificate, Key]:

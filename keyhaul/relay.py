@@ -14,8 +14,9 @@ What becomes of keys afterwards (acknowledgements, voids, deadlines) is in `keyh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -66,6 +67,7 @@ class Batch:
     scheme: str | None = None
     demanded: frozenset[str] = frozenset()
     letter: Message | None = None
+    optional: Mapping[str, Any] = field(default_factory=dict)
     trust: dict[str, str] | None = None
     ways: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The nodes to each destination, the last one tried last."""
@@ -162,7 +164,10 @@ class Relay:
     def _prepare_plain(self, batch: Batch, peer: str, targets: tuple[str, ...]) -> _Leg:
         """Keys for a foreign key manager leave as plain 020; the trust ends at its door."""
         keys = tuple(ExtKey(key_id, key.reveal()) for key_id, key in batch.keys)
-        transfer = ExtKeys(keys, batch.initiator, targets, self.site.callback)
+        # 020 V1.1.1, extensions: what nobody here understands goes on as it was written.
+        transfer = ExtKeys(
+            keys, batch.initiator, targets, self.site.callback, extension_optional=batch.optional
+        )
         refs = tuple(Ref(key_id, self.site.name) for key_id, _ in batch.keys)
         body = etsi020.encode_ext_keys(transfer)
         message = self._letters.message(
@@ -406,6 +411,7 @@ class Relay:
             expires=now + self.site.settings.ttl,
             upstream=peer,
             callback=transfer.ack_callback_url,
+            optional=transfer.extension_optional,
         )
         if all(leg == self.site.name for leg in self.site.legs(batch.targets)):
             batch.letter = self._letters.acks(peer, [_relayed(batch)], batch.callback)

@@ -65,7 +65,7 @@ def _credentials(files: Files) -> Credentials:
     return Credentials(files.cert, files.key, files.ca)
 
 
-class _Ecdsa:
+class Ecdsa:
     """A CA of another maker, in whose PKI nodes have ECDSA certificates."""
 
     def __init__(self, directory: Path, domain: str) -> None:
@@ -90,8 +90,8 @@ class _Ecdsa:
 def make_cast(directory: Path) -> Cast:
     """Everybody's certificates."""
     pki = Pki.create(directory / "pki", ["galicia", "euskadi"])
-    other = _Ecdsa(directory / "other", "others")
-    foreign = _Ecdsa(directory / "foreign", "foreign")
+    other = Ecdsa(directory / "other", "others")
+    foreign = Ecdsa(directory / "foreign", "foreign")
     stranger_to_us = foreign.issue("kme-b")
     return Cast(
         vigo=_credentials(pki.node("galicia", "vigo", (HOST, "localhost"))),

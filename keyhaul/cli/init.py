@@ -43,6 +43,10 @@ def init(
     tcti: Annotated[
         str | None, typer.Option(help="TPM to use, such as swtpm:host=…; else the kernel's.")
     ] = None,
+    foreign_ca: Annotated[
+        list[Path] | None,
+        typer.Option(help="CA of key managers of other makers, PEM; adds a port for them; repeat for more."),
+    ] = None,
     pqc_saes: Annotated[bool, typer.Option("--ml-dsa", help="ML-DSA-65 certificates for SAEs.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -57,6 +61,8 @@ def init(
     slots = _slots(passphrase_file, tcti)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = _certificates(pki, directory.resolve(), domain, name, sae or [], hosts, device or [], pqc_saes)
+    if foreign_ca:
+        made["plain"] = _foreign_port(pki or directory.resolve() / "pki", domain, name, hosts, foreign_ca)
     _write(file, name, domain, hosts, sae or [], slots, made)
     config = load(file)
     remarks = prepare(config)
@@ -125,6 +131,16 @@ def _certificates(
     }
 
 
+def _foreign_port(
+    pki: Path, domain: str, name: str, hosts: list[str], foreign_ca: list[Path]
+) -> dict[str, str]:
+    """The certificate for KMEs of other makers; they have to be given the CA that issued it."""
+    from keyhaul.pki import Pki
+
+    files = Pki.open(pki.resolve()).plain(domain, name, hosts, foreign_ca)
+    return {"cert": str(files.cert), "key": str(files.key), "ca": str(files.ca)}
+
+
 def _write(
     file: Path,
     name: str,
@@ -137,13 +153,16 @@ def _write(
     from keyhaul.config.write import toml, write
 
     host = "127.0.0.1" if set(hosts) <= {"localhost", "127.0.0.1"} else "0.0.0.0"  # noqa: S104 - the operator's wish
-    ports = {"sae": 8443, "node": 8444, "admin": 8445}
+    ports = {"sae": 8443, "node": 8444, "admin": 8445, **({"plain": 8446} if "plain" in made else {})}
     client = {side: os.path.relpath(path, file.parent) for side, path in made["device client"].items()}
+    listeners = {port: {"host": host, "port": ports[port], **made[port]} for port in ports}
+    if "plain" in made:
+        listeners["plain"]["url"] = f"https://{hosts[0]}:{ports['plain']}"
     tables = {
         "name": name,
         "domain": domain,
         "directory": ".",
-        "listeners": {port: {"host": host, "port": ports[port], **made[port]} for port in ports},
+        "listeners": listeners,
         "store": {"file": "keyhaul.db", "root": "root.slots", "slots": slots},
         "network": {"nodes": {name: domain}, "saes": dict.fromkeys(saes, name)},
     }

@@ -21,6 +21,7 @@ from keyhaul.config.positions import Path as Position
 from keyhaul.config.reader import Mistake, Source
 from keyhaul.errors import ConfigError, Unauthorized
 
+_QUANTUM_SAFE = (mldsa.MLDSA44PublicKey, mldsa.MLDSA65PublicKey, mldsa.MLDSA87PublicKey)
 SOON = timedelta(days=14)
 _ISSUE = "issue a new one with `keyhaul init`, or correct the path"
 _ANY = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
@@ -47,6 +48,8 @@ def check_certificates(config: NodeConfig, source: Source) -> list[Mistake]:
             _server(place, certificate, listener)
             if name == "node":
                 _node(place, certificate, config, listener)
+            elif name == "plain":
+                _plain(place, certificate, config)
     for index, peer in enumerate(config.peers):
         if peer.device is not None:
             place = _Place(source, ("peers", index, "device"), f"device of {peer.name}")
@@ -158,10 +161,20 @@ def _hosts(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
 def _node(place: _Place, certificate: x509.Certificate, config: NodeConfig, listener: Listener) -> None:
     _use(place, certificate, ExtendedKeyUsageOID.CLIENT_AUTH, "clients (a node calls its neighbours with it)")
     _named(place, certificate, identity.node_name, config.name, "name")
-    quantum_safe = (mldsa.MLDSA44PublicKey, mldsa.MLDSA65PublicKey, mldsa.MLDSA87PublicKey)
-    if listener.tls == "pq" and not isinstance(certificate.public_key(), quantum_safe):
+    if listener.tls == "pq" and not isinstance(certificate.public_key(), _QUANTUM_SAFE):
         cause = "the certificate's signature key is classical"
         place.report("cert", cause, "issue ML-DSA-65 ones between nodes", warning=True)
+
+
+def _plain(place: _Place, certificate: x509.Certificate, config: NodeConfig) -> None:
+    """The foreign side chose what it wants to read in a certificate, so only the obvious is looked at."""
+    _use(place, certificate, ExtendedKeyUsageOID.CLIENT_AUTH, "clients (foreign KMEs are called with it)")
+    if isinstance(certificate.public_key(), _QUANTUM_SAFE):
+        cause = "the certificate's key is ML-DSA, which few KMEs of other makers can check"
+        place.report("cert", cause, "issue an ECDSA one: keyhaul init --foreign-ca", warning=True)
+    if config.listeners.plain is not None and config.listeners.plain.ca == config.listeners.node.ca:
+        cause = "the plain port believes the CAs of the node port"
+        place.report("ca", cause, "name a file with the CAs of the foreign KMEs only", warning=True)
 
 
 def _named(

@@ -24,6 +24,7 @@ class Listener:
     """One port: where it listens (port 0: one the system picks) and its PEM files.
 
     `ca` are the CAs whose clients it believes; `tls` is the key exchange policy (see `edge.tls.Policy`).
+    `url` (plain port only): the address others know it by, where it is not host and port.
     """
 
     host: str
@@ -32,18 +33,27 @@ class Listener:
     key: Path
     ca: Path
     tls: Tls
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """The three ports of a node, each with its own CA (design §3)."""
+    """The ports of a node, each with its own CAs (design §3).
+
+    `plain` is for key managers of other makers, which may know neither ML-DSA nor post-quantum groups;
+    without it they come to the node port.
+    """
 
     sae: Listener
     node: Listener
     admin: Listener
+    plain: Listener | None = None
 
     def __iter__(self) -> Iterator[tuple[str, Listener]]:
-        return iter((("sae", self.sae), ("node", self.node), ("admin", self.admin)))
+        """Those that are there, by name."""
+        yield from (("sae", self.sae), ("node", self.node), ("admin", self.admin))
+        if self.plain is not None:
+            yield "plain", self.plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,9 @@ def check_peers(config: model.NodeConfig, root: Section) -> None:
         _agree(peer, links.get(name), section)
     for sae, foreign in config.network.foreign.items():
         _check_foreign(config, root, sae, foreign)
+    if config.listeners.plain is not None and not any(peer.kind == "plain" for peer in config.peers):
+        text = "there is a plain port and no peer that may use it"
+        root.report("listeners", text, 'add [[peers]] with kind = "plain", or remove it', warning=True)
 
 
 def _unique_peers(config: model.NodeConfig, root: Section) -> dict[str, tuple[model.Peer, Section]]:

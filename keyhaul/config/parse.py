@@ -93,12 +93,13 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
 
 
 def _listeners(table: Section) -> model.Listeners:
-    listeners = {name: _listener(table.section(name), DEFAULT_TLS[name]) for name in DEFAULT_TLS}
+    listeners = {name: _listener(table.section(name), tls) for name, tls in DEFAULT_TLS.items()}
+    plain = _listener(table.section("plain"), "compatible", plain=True) if "plain" in table else None
     table.done()
-    return model.Listeners(**listeners)
+    return model.Listeners(**listeners, plain=plain)
 
 
-def _listener(table: Section, tls: str) -> model.Listener:
+def _listener(table: Section, tls: str, *, plain: bool = False) -> model.Listener:
     listener = model.Listener(
         host=table.text("host", "127.0.0.1"),
         port=table.integer("port", 0, high=65_535),
@@ -106,6 +107,7 @@ def _listener(table: Section, tls: str) -> model.Listener:
         key=table.file("key"),
         ca=table.file("ca"),
         tls=cast(model.Tls, table.choice("tls", TLS, tls)),
+        url=table.url("url") if plain and "url" in table else None,
     )
     table.done()
     return listener

@@ -9,87 +9,46 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from keyhaul import config
-from keyhaul.config.write import toml, write
+from keyhaul.conformance.call import Caller
 from keyhaul.edge import tls
-from keyhaul.edge.client import SaeClient
 from keyhaul.errors import KeyNotFound, Unavailable
 from keyhaul.identity import urn
-from keyhaul.node import Node, prepare
-from keyhaul.pki import Files, Pki
+from keyhaul.node import Node
+from tests.gateway import Gateway, make_gateway
 from tests.interop.minimal020 import MinimalKme
-from tests.sideways import Cast, make_cast
 
 pytestmark = pytest.mark.e2e
 OURS, THEIRS = "sae-vigo", "SAE_B"
 
 
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("cast"))
+@pytest.fixture
+def gateway(tmp_path: Path) -> Gateway:
+    return make_gateway(tmp_path, OURS)
 
 
 @pytest.fixture
-def minimal(cast: Cast) -> Iterator[MinimalKme]:
-    kme = MinimalKme(
-        str(cast.kme.cert), str(cast.kme.key), str(cast.kme.ca), urn("node", "vigo"), {THEIRS, "SAE_C"}
-    )
+def minimal(gateway: Gateway) -> Iterator[MinimalKme]:
+    files = gateway.foreign("kme-b")
+    kme = MinimalKme(str(files.cert), str(files.key), str(files.ca), urn("node", "vigo"), {THEIRS, "SAE_C"})
     kme.start()
+    gateway.configure(
+        OURS, {"kme-b": kme.url}, {THEIRS: "kme-b", "SAE_C": "kme-b"}, delivery={"request_timeout": 5.0}
+    )
     yield kme
     kme.stop()
 
 
-def pem(files: Files | tls.Credentials) -> dict[str, object]:
-    return {"host": "127.0.0.1", "cert": files.cert, "key": files.key, "ca": files.ca}
-
-
-def configure(directory: Path, cast: Cast, minimal: MinimalKme) -> tuple[Path, Files]:
-    """One node whose only neighbour is the foreign KME; both use classical certificates."""
-    pki = Pki.create(directory / "pki", ["others"])
-    hosts = ("127.0.0.1", "localhost")
-    write(directory / "root.credential", "0123456789abcdef" * 4)
-    tables = {
-        "name": "vigo",
-        "domain": "others",
-        "directory": ".",
-        "listeners": {
-            "sae": pem(pki.sae_port("others", "vigo", hosts)),
-            "node": {**pem(cast.vigo_ecdsa), "tls": "compatible"},
-            "admin": pem(pki.admin_port("others", "vigo", hosts)),
-        },
-        "store": {
-            "file": "keyhaul.db",
-            "root": "root.slots",
-            "slots": [{"kind": "credential", "file": "root.credential"}],
-        },
-        "peers": [{"name": "kme-b", "url": minimal.url, "kind": "plain"}],
-        "network": {
-            "nodes": {"vigo": "others"},
-            "saes": {OURS: "vigo"},
-            "foreign": {name: {"node": "vigo", "peer": "kme-b"} for name in (THEIRS, "SAE_C")},
-        },
-        "delivery": {"request_timeout": 5.0},
-    }
-    write(directory / "node.toml", toml(tables, "A gateway for the tests."))
-    return directory / "node.toml", pki.sae("others", OURS)
-
-
 @contextlib.asynccontextmanager
-async def running(file: Path, minimal: MinimalKme) -> AsyncIterator[Node]:
-    node = Node(config.load(file))
-    await node.start()
-    minimal.allowed_origin = node.urls["node"]
-    try:
+async def running(gateway: Gateway, minimal: MinimalKme) -> AsyncIterator[Node]:
+    async with gateway.running() as node:
+        minimal.allowed_origin = node.urls["plain"]
         yield node
-    finally:
-        await node.stop()
-
-
-def client(node: Node, sae: Files) -> SaeClient:
-    context = tls.client_context(tls.Credentials(sae.cert, sae.key, sae.ca), tls.Policy.COMPATIBLE)
-    return SaeClient(node.urls["sae"], context)
 
 
 async def outcome(minimal: MinimalKme, key_id: str) -> str:
@@ -100,12 +59,10 @@ async def outcome(minimal: MinimalKme, key_id: str) -> str:
 
 
 def test_our_key_reaches_a_foreign_sae_and_is_released_on_its_ack(
-    tmp_path: Path, cast: Cast, minimal: MinimalKme
+    gateway: Gateway, minimal: MinimalKme
 ) -> None:
     async def story() -> None:
-        file, sae = configure(tmp_path, cast, minimal)
-        prepare(config.load(file))
-        async with running(file, minimal) as node, client(node, sae) as application:
+        async with running(gateway, minimal) as node, gateway.application(node) as application:
             keys = await application.get_key(THEIRS, 3)
             for key in keys:
                 assert minimal.take(str(key.key_id), THEIRS) == key.bits.reveal()
@@ -120,29 +77,25 @@ def test_our_key_reaches_a_foreign_sae_and_is_released_on_its_ack(
     asyncio.run(story())
 
 
-def test_a_foreign_key_is_held_for_our_sae_across_a_restart(
-    tmp_path: Path, cast: Cast, minimal: MinimalKme
-) -> None:
+def test_a_foreign_key_is_held_for_our_sae_across_a_restart(gateway: Gateway, minimal: MinimalKme) -> None:
     async def story() -> None:
-        file, sae = configure(tmp_path, cast, minimal)
-        prepare(config.load(file))
         key_id, value = str(uuid4()), b"0123456789abcdef0123456789abcdef"
-        async with running(file, minimal) as node:
+        async with running(gateway, minimal) as node:
             status, _ = await asyncio.to_thread(
-                minimal.send_keys, node.urls["node"], THEIRS, [OURS], {key_id: value}
+                minimal.send_keys, node.urls["plain"], THEIRS, [OURS], {key_id: value}
             )
             assert status == 202
             assert await outcome(minimal, key_id) == "relayed"
             again, _ = await asyncio.to_thread(
-                minimal.send_keys, node.urls["node"], THEIRS, [OURS], {key_id: value}
+                minimal.send_keys, node.urls["plain"], THEIRS, [OURS], {key_id: value}
             )
             assert again == 202
             other, body = await asyncio.to_thread(
-                minimal.send_keys, node.urls["node"], THEIRS, [OURS], {key_id: b"x" * 32}
+                minimal.send_keys, node.urls["plain"], THEIRS, [OURS], {key_id: b"x" * 32}
             )
             assert other == 503, "a conflict is never answered 400 (020 V1.1.1 §2.6)"
             assert base64.b64encode(value) not in body
-        async with running(file, minimal) as node, client(node, sae) as application:
+        async with running(gateway, minimal) as node, gateway.application(node) as application:
             (key,) = await application.fetch_key(THEIRS, [UUID(key_id)])
             assert key.bits.reveal() == value
             with pytest.raises(KeyNotFound):
@@ -151,15 +104,11 @@ def test_a_foreign_key_is_held_for_our_sae_across_a_restart(
     asyncio.run(story())
 
 
-def test_a_void_overtakes_its_key_and_one_after_delivery_fails(
-    tmp_path: Path, cast: Cast, minimal: MinimalKme
-) -> None:
+def test_a_void_overtakes_its_key_and_one_after_delivery_fails(gateway: Gateway, minimal: MinimalKme) -> None:
     async def story() -> None:
-        file, sae = configure(tmp_path, cast, minimal)
-        prepare(config.load(file))
         early, late, value = str(uuid4()), str(uuid4()), b"0123456789abcdef0123456789abcdef"
-        async with running(file, minimal) as node, client(node, sae) as application:
-            base = node.urls["node"]
+        async with running(gateway, minimal) as node, gateway.application(node) as application:
+            base = node.urls["plain"]
             await asyncio.to_thread(minimal.send_void, base, THEIRS, [OURS], [early])
             assert await outcome(minimal, early) == "key not present"
             minimal.outcomes.clear()
@@ -173,5 +122,36 @@ def test_a_void_overtakes_its_key_and_one_after_delivery_fails(
             minimal.outcomes.clear()
             await asyncio.to_thread(minimal.send_void, base, THEIRS, [OURS], [late])
             assert await outcome(minimal, late) == "failed to void"
+
+    asyncio.run(story())
+
+
+def test_foreign_kmes_have_a_port_of_their_own_and_the_node_port_stays_post_quantum(
+    gateway: Gateway, minimal: MinimalKme
+) -> None:
+    """Each kind of neighbour is believed on its own port only."""
+    plain = x509.load_pem_x509_certificate(gateway.plain.cert.read_bytes())
+    assert isinstance(plain.public_key(), ec.EllipticCurvePublicKey)
+    settings = config.load(gateway.file)
+    assert (settings.listeners.node.tls, settings.listeners.plain and settings.listeners.plain.tls) == (
+        "pq",
+        "compatible",
+    )
+    assert [each for each in config.check(gateway.file) if not each.warning] == []
+
+    async def story() -> None:
+        async with running(gateway, minimal) as node:
+            kme = gateway.foreign("kme-b")
+            own = gateway.pki.node("others", "neighbour", ("127.0.0.1",))
+            as_foreign = tls.client_context(kme, tls.Policy.COMPATIBLE)
+            answer = await Caller("", node.urls["plain"], as_foreign).get("/kmapi/versions")
+            assert (answer.status, answer.tls) == (200, "TLSv1.3")
+            sealed = await Caller("", node.urls["plain"], as_foreign).ask("POST", "/keyhaul/v1/envelope", b"")
+            assert sealed.status == 401
+            for cert, ca in ((kme, own.ca), (own, gateway.anchor)):
+                wrong = tls.client_context(tls.Credentials(cert.cert, cert.key, ca), tls.Policy.COMPATIBLE)
+                port = "node" if ca == own.ca else "plain"
+                with pytest.raises(aiohttp.ClientError):
+                    await Caller("", node.urls[port], wrong).get("/kmapi/versions")
 
     asyncio.run(story())

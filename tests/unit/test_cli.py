@@ -14,6 +14,7 @@ import pytest
 
 from keyhaul import cli
 from keyhaul.cli.activation import inherited
+from keyhaul.config import load
 from keyhaul.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(out.split())
     assert code == 0
     commands = ["init", "serve", "status", "version", "demo", "config check", "testbed up", "testbed down"]
-    commands += ["conformance 014"]
+    commands += ["conformance 014", "conformance 020"]
     for command in [*commands, "sae get", "sae fetch", "sae status", "key trace"]:
         assert command in text
 
@@ -123,6 +124,26 @@ def test_init_makes_a_node_that_passes_its_own_check(
     for path in file.parent.rglob("*"):
         if path.suffix in (".key", ".toml", ".slots"):
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_init_adds_a_port_for_foreign_key_managers_on_request(
+    made: tuple[Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "[listeners.plain]" not in made[0].read_text()
+    foreign = made[0].parent / "pki" / "galicia" / "ca" / "sae.pem"
+    words = ("--name", "derio", "--domain", "euskadi", "--host", "kme.example", "--foreign-ca", str(foreign))
+    node = tmp_path / "second"
+    code, out, err = run(capsys, "init", str(node), *words, "--passphrase-file", str(tmp_path / "phrase"))
+    assert (code, err) == (0, "")
+    assert "plain" in out
+    plain = load(node / "node.toml").listeners.plain
+    assert plain is not None
+    assert plain.url == "https://kme.example:8446"
+    assert plain.ca.read_bytes() == foreign.read_bytes()
+    code, text, _ = run(capsys, "config", "check", str(node / "node.toml"), "--json")
+    answer = json.loads(text)
+    assert (code, answer["ok"]) == (0, True)
+    assert any("no peer that may use it" in mistake["cause"] for mistake in answer["mistakes"])
 
 
 def test_init_never_overwrites(made: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

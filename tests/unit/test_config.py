@@ -243,6 +243,22 @@ def test_mistakes_of_the_network_carry_its_file(
     assert [(m.file, m.line) for m in found] == [(shared, line)]
 
 
+def test_a_plain_port_is_optional_and_may_say_where_it_is_reached(node_file: Path) -> None:
+    assert config.load(node_file).listeners.plain is None
+    port = '[listeners.plain]\ncert = "p.pem"\nkey = "p.key"\nca = "p-ca.pem"\n'
+    url = 'url = "https://kme.example:8446"\n'
+    edited(node_file, "[store]", f"{port}{url}[store]")
+    listeners = config.load(node_file).listeners
+    assert [name for name, _ in listeners] == ["sae", "node", "admin", "plain"]
+    assert listeners.plain is not None
+    assert (listeners.plain.tls, listeners.plain.url) == ("compatible", "https://kme.example:8446")
+    edited(node_file, url, "")
+    edited(node_file, "[listeners.sae]", f"[listeners.sae]\n{url}")
+    assert ["'url' is not a setting of [listeners.sae]" in each.cause for each in mistakes(node_file)] == [
+        True
+    ]
+
+
 def test_all_mistakes_are_told_at_once(node_file: Path) -> None:
     edited(node_file, "port = 8443", "port = -1")
     edited(node_file, "pool = 4", "poool = 4")

@@ -123,6 +123,35 @@ def test_an_sae_may_have_a_post_quantum_certificate(pki: Pki) -> None:
         pki.sae("north", "odd", "rsa")
 
 
+def test_a_node_shows_foreign_key_managers_an_ecdsa_certificate_of_a_ca_made_for_that(
+    pki: Pki, tmp_path: Path
+) -> None:
+    """Only on request: without a port for them there is no such CA."""
+    folder = pki.directory / pki.domains[0] / "ca"
+    assert not (folder / "plain.pem").exists()
+    theirs = Pki.create(tmp_path / "theirs", ["maker"])
+    believed = theirs.directory / "maker" / "ca" / "sae.pem"
+    files = pki.plain(pki.domains[0], "vigo", ("localhost",), [believed, believed])
+    certificate = read(files)
+    assert isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate((folder / "plain.pem").read_bytes()))
+    assert node_name(certificate) == "vigo"
+    assert [each.subject for each in x509.load_pem_x509_certificates(files.ca.read_bytes())] == [
+        x509.load_pem_x509_certificate(believed.read_bytes()).subject
+    ] * 2
+    again = pki.plain(pki.domains[0], "derio", ("localhost",), [believed])
+    assert read(again).issuer == certificate.issuer
+
+
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN CERTIFICATE-----\n", None])
+def test_a_foreign_ca_that_is_none_is_named(pki: Pki, tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "foreign.pem"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"foreign\.pem"):
+        pki.plain(pki.domains[0], "vigo", ("localhost",), [file])
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 def test_any_sae_id_becomes_a_certificate_in_its_folder(pki: Pki, name: str) -> None:
     files = pki.sae("north", name)
