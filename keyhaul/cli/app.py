@@ -10,7 +10,7 @@ from keyhaul.cli import (
     bench,
     chaos,
     config,
-    conformance,
+    conformance020,
     dashboard,
     demo,
     init,
@@ -37,7 +37,7 @@ chaos.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(sae.app, name="sae")
-app.add_typer(conformance.app, name="conformance")
+app.add_typer(conformance020.app, name="conformance")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.keys, name="key")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 _WHO = "[ID=]CERT[,KEY]; the key is CERT with .key if not named. With --dir: an SAE of the testbed."
-Who = Annotated[str, typer.Option(help=_WHO)]
+Party = Annotated[str, typer.Option(help=_WHO)]
 Only = Annotated[list[str] | None, typer.Option(help="Run only the probe of this name; repeat for more.")]
 Patience = Annotated[float, typer.Option(help="Seconds one probe may take.")]
 
@@ -38,10 +38,10 @@ def keys(
         list[str] | None,
         typer.Argument(help="https://HOST:PORT of the master's KME, and of the slave's if another."),
     ] = None,
-    master: Who = "",
-    slave: Who = "",
-    additional: Who = "",
-    stranger: Who = "",
+    master: Party = "",
+    slave: Party = "",
+    additional: Party = "",
+    stranger: Party = "",
     ca: access.Ca = None,
     directory: access.Directory = None,
     only: Only = None,
@@ -60,9 +60,9 @@ def keys(
         raise ConfigError("two SAEs are needed", "give --master and --slave")
     given = {role: who for role, who in people.items() if who}
     places = _placed(given, urls or [], directory, ca)
-    chosen = _chosen(probes014.PROBES, only)
-    results = asyncio.run(_try_014(places, chosen, patience, progress=not as_json))
-    _conclude("ETSI GS QKD 014 V1.1.1", results, as_json)
+    probes = chosen(probes014.PROBES, only)
+    results = asyncio.run(_try_014(places, probes, patience, progress=not as_json))
+    conclude("ETSI GS QKD 014 V1.1.1", results, as_json)
 
 
 def _placed(
@@ -73,10 +73,11 @@ def _placed(
         return {role: access.of_sae(directory, who) for role, who in given.items()}
     if not 1 <= len(urls) <= 2 or ca is None:
         raise ConfigError("it is not clear whom to probe", "give one or two URLs and --cacert, or --dir")
-    return {role: _access(who, urls[0] if role == "master" else urls[-1], ca) for role, who in given.items()}
+    return {role: place(who, urls[0] if role == "master" else urls[-1], ca) for role, who in given.items()}
 
 
-def _access(who: str, url: str, ca: Path) -> access.Access:
+def place(who: str, url: str, ca: Path) -> access.Access:
+    """Who calls, from `[ID=]CERT[,KEY]`. Raises ConfigError if a file is not there."""
     name, equals, files = who.rpartition("=")
     cert, _, key = files.partition(",")
     path = Path(cert)
@@ -98,22 +99,23 @@ def _named_in(path: Path) -> str:
         raise ConfigError(f"{path} holds no certificate in PEM form", "name the certificate first") from None
 
 
-def _credentials(place: access.Access) -> Credentials:
+def credentials(place: access.Access) -> Credentials:
+    """The PEM files of a party."""
     from keyhaul.edge.tls import Credentials
 
     return Credentials(place.cert, place.key, place.ca)
 
 
 async def _try_014(
-    places: dict[str, access.Access], chosen: Sequence[Probe[Any]], patience: float, *, progress: bool
+    places: dict[str, access.Access], probes: Sequence[Probe[Any]], patience: float, *, progress: bool
 ) -> list[Result]:
     from keyhaul.conformance.call import Caller
     from keyhaul.conformance.kme014 import Kme014
     from keyhaul.edge.tls import Policy, anonymous_context, client_context
 
     def caller(role: str) -> Caller:
-        place = places[role]
-        return Caller(place.name, place.url, client_context(_credentials(place), Policy.COMPATIBLE))
+        who = places[role]
+        return Caller(who.name, who.url, client_context(credentials(who), Policy.COMPATIBLE))
 
     doors = {places[role].url: places[role].ca for role in ("master", "slave")}
     kme = Kme014(
@@ -123,28 +125,36 @@ async def _try_014(
         additional=caller("additional") if "additional" in places else None,
         stranger=caller("stranger") if "stranger" in places else None,
     )
-    return await _run(chosen, kme, patience, progress)
+    return await run(probes, kme, patience, progress)
 
 
-async def _run(chosen: Sequence[Probe[Any]], subject: Any, patience: float, progress: bool) -> list[Result]:
+async def run(
+    probes: Sequence[Probe[Any]],
+    subject: Any,
+    patience: float,
+    progress: bool,
+    tidy: Callable[[], Awaitable[None]] | None = None,
+) -> list[Result]:
+    """Run probes, saying on stderr how far it is."""
     from keyhaul.conformance.probe import run_all
 
     def told(result: Result) -> None:
-        note(f"{result.verdict:<8} {result.name}")
+        if progress:
+            note(f"{result.verdict:<8} {result.name}")
 
-    if progress:
-        return await run_all(chosen, subject, patience, told)
-    return await run_all(chosen, subject, patience)
+    more = {"tidy": tidy} if tidy is not None else {}
+    return await run_all(probes, subject, patience, told, **more)
 
 
-def _chosen(probes: Sequence[Probe[Any]], only: Sequence[str] | None) -> list[Probe[Any]]:
+def chosen(probes: Sequence[Probe[Any]], only: Sequence[str] | None) -> list[Probe[Any]]:
+    """The probes of these names, or all. Raises ConfigError for a name that is none."""
     names = [probe.name for probe in probes]
     if unknown := [name for name in only or () if name not in names]:
         raise ConfigError(f"there is no probe {unknown[0]!r}", f"choose from {', '.join(names)}")
     return [probe for probe in probes if not only or probe.name in only]
 
 
-def _conclude(standard: str, results: Sequence[Result], as_json: bool) -> None:
+def conclude(standard: str, results: Sequence[Result], as_json: bool) -> None:
     """The table, the sum, the exit code."""
     counts = Counter(each.verdict.value for each in results)
     if as_json:

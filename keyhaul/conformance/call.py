@@ -17,7 +17,6 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from keyhaul.conformance.probe import Deviation, expect
-from keyhaul.edge import tls
 
 TIMEOUT = 60.0  # seconds for one answer; probes have their own, shorter patience
 MAX_ANSWER = 16 * 1024 * 1024  # bytes
@@ -113,7 +112,8 @@ class _Noting(aiohttp.TCPConnector):
 
     async def connect(self, *arguments: Any, **named: Any) -> Connection:
         connection = await super().connect(*arguments, **named)
-        self.version = tls.negotiated(connection.transport)["version"]
+        handshake = connection.transport.get_extra_info("ssl_object") if connection.transport else None
+        self.version = (handshake.version() if handshake is not None else "") or ""
         return connection
 
 

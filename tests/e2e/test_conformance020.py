@@ -1,0 +1,56 @@
+"""A node of ours under the 020 probes: as the neighbour of two key managers, it keeps every rule."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_conformance import keyhaul, verdicts
+from tests.gateway import Gateway, make_gateway
+
+pytestmark = pytest.mark.e2e
+OURS = "sae-vigo"
+WAIT = "12"  # seconds, more than the node gives a request
+
+
+def free_port() -> int:
+    """One that the probe will listen on in a moment."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Gateway:
+    return make_gateway(tmp_path, OURS)
+
+
+def test_020_every_rule_holds_between_two_neighbours(gateway: Gateway) -> None:
+    first, second, stranger = (gateway.foreign(name) for name in ("kme-a", "kme-b", "kme-x"))
+    ports = free_port(), free_port()
+    urls = {name: f"https://127.0.0.1:{port}" for name, port in zip(("kme-a", "kme-b"), ports, strict=True)}
+    foreign = {"SAE_A": "kme-a", "SAE_B": "kme-b"}
+    gateway.configure(OURS, urls, foreign, delivery={"request_timeout": 4.0})
+
+    async def story() -> None:
+        async with gateway.running() as node:
+            words = [node.urls["plain"], "--cacert", str(first.ca), "--wait", WAIT]
+            words += ["--kme", str(first.cert), "--listen", f"127.0.0.1:{ports[0]}", "--initiator", "SAE_A"]
+            words += ["--target", OURS, "--sae", str(gateway.sae.cert), "--sae-url", node.urls["sae"]]
+            words += ["--sae-ca", str(gateway.sae.ca), "--second", f"{second.cert},{second.key}"]
+            words += ["--second-listen", f"127.0.0.1:{ports[1]}", "--second-sae", "SAE_B"]
+            words += ["--stranger", str(stranger.cert)]
+            code, out, err = await keyhaul("conformance", "020", *words, "--json")
+            assert out, err
+            assert verdicts(out, "fail") == []
+            assert verdicts(out, "not run") == []
+            assert code == 0, err
+            passed = {each["name"]: each["seen"] for each in json.loads(out)["probes"]}
+            assert len(passed) > 40
+            assert passed["optional-passed"] == "byte for byte"
+            assert "TLS 1.2: " in passed["tls"]
+
+    asyncio.run(story())
