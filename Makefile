@@ -72,9 +72,11 @@ fuzz: install  ## coverage-guided fuzzing of every decoder: make fuzz FUZZ_SECON
 	  $(BIN)/python tests/fuzz/fuzz.py $$target .fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
 	    -timeout=20 -verbosity=0 -print_final_stats=1 -artifact_prefix=.fuzz/$$target- || exit 1; done
 
-bench: install  ## measure; writes bench/results/*.json
+bench: install  ## all benchmarks, quickly; writes JSON and pages to bench/results/ (see bench/README.md)
 	@mkdir -p bench/results
-	@for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for name in hops north store rest blind paper-a load scale; do \
+	  $(BIN)/keyhaul bench $$name --quick --json bench/results/$$name.json --html bench/results/$$name.html \
+	  || exit 1; done
 
 docs: install  ## check links, and that drawings are what the code says
 	$(BIN)/python docs/check.py

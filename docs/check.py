@@ -12,7 +12,7 @@ import draw_lifecycle
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 STEP = re.compile(r"`([A-Z]\w+)\.(\w+)`")
-CODE = re.compile(r"`(keyhaul/[\w/]+\.(?:py|toml)|tests/[\w/]+\.py|docs/[\w/.-]+|bench/\w+\.py)`")
+CODE = re.compile(r"`(keyhaul/[\w/]+\.(?:py|toml)|tests/[\w/]+\.py|docs/[\w/.-]+|bench/README.md)`")
 
 
 def mistakes() -> list[str]:

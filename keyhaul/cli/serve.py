@@ -29,8 +29,8 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     import uvloop
 
-    from keyhaul.cli.activation import inherited
     from keyhaul.config import load
+    from keyhaul.edge.activation import inherited
     from keyhaul.node import Node, serve
 
     _log_to_stderr()

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
 
 def _place(descriptors: list[int]) -> None:
     """Move them to 3, 4, … by way of high numbers, because the ranges may overlap."""
-    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64) for descriptor in descriptors]
+    above = max(64, _FIRST + len(descriptors))
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
     for place, descriptor in enumerate(high, _FIRST):

@@ -107,13 +107,13 @@ def read(file: Path) -> Topology:
     return Topology(file.stem, title, nodes, links)
 
 
-def generate(shape: str, size: int) -> Topology:
+def generate(shape: str, size: int, largest: int = LARGEST) -> Topology:
     """`line`, `ring`, `mesh` (all with all) or `random` (connected, the same for the same size).
 
     Quantum links with instant devices and post-quantum ones take turns, as in paper A. Raises ConfigError.
     """
-    if not SMALLEST <= size <= LARGEST:
-        raise ConfigError(f"{size} nodes is no size for {shape}", f"use {SMALLEST} to {LARGEST}")
+    if not SMALLEST <= size <= largest:
+        raise ConfigError(f"{size} nodes is no size for {shape}", f"use {SMALLEST} to {largest}")
     width = len(str(size))
     names = [f"n{number:0{width}}" for number in range(1, size + 1)]
     pairs = _SHAPES[shape](names)

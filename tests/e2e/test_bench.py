@@ -14,8 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from keyhaul.errors import ConfigError
 from keyhaul.testbed.benchmarks.stage import Generator, Stage, stage
-from keyhaul.testbed.topology import Link, Node, Topology
+from keyhaul.testbed.crowd import Crowd
+from keyhaul.testbed.topology import Link, Node, Topology, generate
 
 pytestmark = pytest.mark.e2e
 
@@ -122,3 +124,25 @@ def test_an_interrupted_run_leaves_nothing_behind_but_its_journal(tmp_path: Path
     assert head["benchmark"] == "paper-a"
     assert [unit["unit"] for unit in units[:2]] == ["default: pair 1 2", "paper-a: pair 1 2"]
     assert {each.name for each in tmp_path.iterdir()} == {"a.jsonl"}, "no key material is left on disk"
+
+
+def test_nodes_that_share_processes_deliver_like_others(tmp_path: Path) -> None:
+    async def work() -> list[int]:
+        async with (
+            Crowd(generate("line", 24), tmp_path / "crowd", processes=2) as crowd,
+            Generator() as generator,
+        ):
+            saes = [{**sae, "url": sae["sae_url"]} for sae in crowd.state()["saes"]]
+            found = await generator.ask(
+                {"kind": "crowd", "pairs": [saes[:2], saes[:4:3]], "number": 2, "seconds": 0.2}
+            )
+            assert found["refused"] == {}
+            assert found["keys"] == 2 * len(found["enc"]) >= 4
+            assert found["different"] == 0
+            assert len(crowd.node_pids()) == 2
+            assert crowd.pid("n01") == crowd.pid("n03") != crowd.pid("n02") != 0
+            with pytest.raises(ConfigError, match="shares its process"):
+                await crowd.kill("n01")
+            return crowd.node_pids()
+
+    assert not [pid for pid in asyncio.run(work()) if psutil.pid_exists(pid)]

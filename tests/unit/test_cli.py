@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from keyhaul import cli
-from keyhaul.cli.activation import inherited
 from keyhaul.config import load
+from keyhaul.edge.activation import inherited
 from keyhaul.errors import ConfigError
 
 
@@ -224,7 +224,7 @@ def test_launcher_hands_sockets_over_and_children_die_with_it(tmp_path: Path) ->
     """A child gets its sockets by name; when the parent is killed, so is the child."""
     child = """
 import os, sys
-from keyhaul.cli.activation import inherited
+from keyhaul.edge.activation import inherited
 got = inherited(frozenset({"sae", "node"}))
 print({name: found.getsockname()[1] for name, found in got.items()}, os.getpid(), flush=True)
 import signal; signal.pause()

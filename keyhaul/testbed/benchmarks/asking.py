@@ -35,7 +35,7 @@ async def sequence(task: Json) -> Json:
             if record.status[-1] != 200:
                 await asyncio.sleep(task.get("pause", 0.0))
     _held.append((task["near"], task["far"], record.keys))
-    return record.result()
+    return {**record.result(), "number": task["number"]}
 
 
 async def burst(task: Json) -> Json:

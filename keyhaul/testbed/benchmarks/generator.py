@@ -156,7 +156,7 @@ async def hops(task: Json) -> Json:
 
 KINDS: dict[str, Callable[[Json], Coroutine[Any, Any, Json]]] = {
     **asking.KINDS,
-    "pairs": pairing_up.pairs,
+    **pairing_up.KINDS,
     "flood": flood,
     "turns": turns,
     "hops": hops,

@@ -1,7 +1,5 @@
 """Schemes side by side in one run: what a hop, an origin and a destination take, and what travels.
 
-    python -m bench.blind [--quick] [--json FILE]
-
 `trusted`, `masked` and `blind` through the interface the relay uses, and the hop of the paper in dense
 form (unpack 256 coefficients a key, add q/2 modulo q, pack), which `blind` replaces by an XOR. Tags are
 in all three; pads and the pair's secret are ready made. Medians of single calls on one thread: the
@@ -10,11 +8,9 @@ ratios are what to look at.
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from uuid import UUID
 
 from keyhaul.keys import Secret
@@ -26,7 +22,8 @@ from keyhaul.schemes.keyring import KeyRing
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.seal import Seal
 from keyhaul.schemes.trusted import Trusted
-from keyhaul.testbed.benchmarks.report import HEADS, Report
+from keyhaul.testbed.benchmarks.report import Report
+from keyhaul.testbed.benchmarks.stage import Say
 
 KEY_BITS = 256
 NOW = 0.0
@@ -52,7 +49,7 @@ def timed(step: Callable[[], object], rounds: int) -> list[float]:
 
 def journey(report: Report, scheme: Scheme, number: int, rounds: int) -> None:
     """Origin, hop, destination, body and pad of one scheme for one batch of `number` keys."""
-    source = random.Random(number)
+    source = random.Random(number)  # noqa: S311 - keys for a stop-watch, used nowhere
     keys = [Secret(source.randbytes(KEY_BITS // 8)) for _ in range(number)]
     context = context_of(scheme.name, number)
     payload = scheme.originate(keys, context, PAIR)
@@ -76,7 +73,7 @@ def journey(report: Report, scheme: Scheme, number: int, rounds: int) -> None:
 def published_hop(report: Report, number: int, rounds: int) -> None:
     """The hop in dense form modulo q, for up to four keys in one ciphertext."""
     count = number * KEY_BITS
-    source = random.Random(number)
+    source = random.Random(number)  # noqa: S311 - keys for a stop-watch, used nowhere
     first = dense.pack(dense.unpack(bytes(DENSE.polynomial_bytes), COEFFICIENTS, DENSE)[:count], DENSE)
     pads = dense.bits_of(source.randbytes(count // 8))
 
@@ -87,32 +84,17 @@ def published_hop(report: Report, number: int, rounds: int) -> None:
     report.add(name, timed(hop, rounds), "us", note=f"{len(first) + DENSE.polynomial_bytes} B")
 
 
-def run(report: Report, *, quick: bool) -> None:
+async def run(report: Report, *, quick: bool, say: Say) -> None:
+    """Fill the report."""
     rounds = 200 if quick else 2_000
     bfv = Seal()
     ring = KeyRing(bfv)
     ring.activate(ring.prepare(NOW))
     schemes: list[Scheme] = [Trusted(), Masked(), Blind(bfv, lambda _: ring.announced(NOW), ring.own)]
     for number in (1, 4, 128):
+        say(f"{number} keys at once")
         for scheme in schemes:
             journey(report, scheme, number, rounds)
         if number <= 4:
             published_hop(report, number, rounds)
     report.add("new BFV key pair", timed(bfv.generate, max(5, rounds // 10)), "us")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer samples")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
-    report = Report("blind", "python -m bench.blind" + (" --quick" if options.quick else ""))
-    run(report, quick=options.quick)
-    for row in (HEADS, *report.rows()):
-        print(f"{row[0]:<42} {row[1]:>12} {row[2]:>18} {row[3]:>8}  {row[4]}")
-    if options.json is not None:
-        report.save(options.json)
-
-
-if __name__ == "__main__":
-    main()
