@@ -1,20 +1,23 @@
 """What nodes tell each other about themselves: signed descriptors, flooded from neighbour to neighbour.
 
-A descriptor carries the public keys under which others send to its node. It is signed by the node's
-identity, so it may come by way of nodes nobody trusts. Rules, all in `Directory.receive`:
+A descriptor carries the public keys under which others send to its node, each named by a profile id that
+stands for every parameter, and what the node takes part in. It is signed by the node's identity, so it may
+come by way of nodes nobody trusts. Rules, all in `Directory.receive`:
 
 1. the certificate is issued by an anchor of the federation, by the CA of the very domain that the
    configuration puts the node in, and names the node the descriptor is for;
 2. the signature covers every byte of the body;
 3. a descriptor that expired, or was issued too far in the future, is refused;
 4. a sequence number never goes back: an older descriptor than the one held is ignored;
-5. what is new is passed on to every neighbour but the one it came from.
+5. keys of profiles that are known here have their exact length, and no profile stands there twice;
+6. what is new is passed on to every neighbour but the one it came from.
 
 Pure: time comes in, messages go out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +26,30 @@ from typing import Protocol
 import msgspec
 
 from keyhaul.errors import Malformed, Tampered, Unauthorized, Unavailable
+from keyhaul.kem import KEMS
 from keyhaul.messages import labels
 
 CLOCK_SKEW = 300.0  # seconds a sender's clock may run ahead of ours
 MAX_RECORDS = 4096
-KEM_PUBLIC_BYTES = 1184  # ML-KEM-768 encapsulation key, FIPS 203
-CIPHERTEXT_BYTES = 1088  # ML-KEM-768, FIPS 203
+MAX_KEYS = 16  # of one descriptor
+MAX_KEY_BYTES = 1 << 19  # of a key whose profile is not known here
+MAX_WORDS = 32  # schemes and labels of one descriptor
+ID_BYTES = 16
+
+PUBLIC_BYTES: Mapping[str, int] = {
+    **{name: sizes.public for name, sizes in KEMS.items()},
+    "bfv-dense": 4353,
+    "bfv-dense-25": 6401,
+}
+"""Bytes of a public key by profile id (`keyhaul.kem`, `keyhaul.schemes.bfv`)."""
+
+BASELINE = ("trusted", "masked")
+"""Schemes every node takes part in."""
+
+
+def key_id(public: bytes) -> bytes:
+    """The name of an announced key: 16 bytes of its hash, so that no two keys share one."""
+    return hashlib.sha256(public).digest()[:ID_BYTES]
 
 
 class Signer(Protocol):
@@ -57,16 +78,33 @@ class Verifier(Protocol):
     def verify(self, der: bytes, now: float) -> Verified: ...
 
 
+class PublicKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One announced key: a profile id, the key's bytes, and its epoch in Unix seconds."""
+
+    profile: str
+    public: bytes
+    issued: float
+    expires: float
+
+    @property
+    def id(self) -> bytes:
+        return key_id(self.public)
+
+
 class Descriptor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One node's public keys. `issued`, `expires`: Unix seconds; `kem_public`: ML-KEM-768, 1,184 bytes."""
+    """One node: its public keys, the schemes it takes part in, the labels it vouches for.
+
+    `issued`, `expires`: Unix seconds. Keys of profiles unknown here are passed on and not used.
+    """
 
     node: str
     domain: str
     sequence: int
     issued: float
     expires: float
-    kem_id: bytes
-    kem_public: bytes
+    keys: tuple[PublicKey, ...]
+    schemes: tuple[str, ...] = BASELINE
+    labels: tuple[str, ...] = ()
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -84,6 +122,16 @@ class Known:
     descriptor: Descriptor
     signer: Verified
     record: Record
+
+    def key(self, profile: str, now: float) -> PublicKey:
+        """The announced key of a profile. Raises Unavailable while there is none, or an expired one."""
+        for key in self.descriptor.keys:
+            if key.profile == profile and key.issued - CLOCK_SKEW <= now < key.expires:
+                return key
+        raise Unavailable(
+            f"node {self.descriptor.node!r} announces no current {profile} key",
+            "ask for another scheme or kem, or enable it there",
+        )
 
 
 _decode_body = msgspec.msgpack.Decoder(Descriptor).decode
@@ -138,8 +186,7 @@ class Directory:
                 f"the descriptor of {descriptor.node!r} is expired or from the future",
                 "check the clocks of both nodes",
             )
-        if len(descriptor.kem_public) != KEM_PUBLIC_BYTES:
-            raise Malformed("the descriptor's key has the wrong length")
+        _check_content(descriptor)
         signer = self._anchors.verify(record.certificate, now)
         # Any CA of the federation could sign any name; only its own domain's nodes count.
         domain = self._domains.get(descriptor.node)
@@ -170,3 +217,19 @@ class Directory:
 
     def nodes(self) -> list[str]:
         return sorted(self._known)
+
+
+def _check_content(descriptor: Descriptor) -> None:
+    """Raises Malformed for keys that cannot be what their profile says, or too much of anything."""
+    profiles = [key.profile for key in descriptor.keys]
+    if len(profiles) > MAX_KEYS or len(set(profiles)) < len(profiles):
+        raise Malformed("the descriptor has too many keys, or two of one profile")
+    for key in descriptor.keys:
+        wanted = PUBLIC_BYTES.get(key.profile)
+        if len(key.public) > MAX_KEY_BYTES or wanted not in (None, len(key.public)):
+            raise Malformed("a key of the descriptor has the wrong length")
+        # Written so that a NaN fails.
+        if not key.issued < key.expires < math.inf:
+            raise Malformed("a key of the descriptor has no time")
+    if len(descriptor.schemes) + len(descriptor.labels) > MAX_WORDS:
+        raise Malformed("the descriptor names too many schemes and labels")

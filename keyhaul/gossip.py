@@ -8,6 +8,7 @@ whole again after one exchange.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -58,6 +59,7 @@ class Gossip:
         self._ledger = ledger
         self._clock = clock
         self._announced = 0  # the sequence number of this node's last descriptor
+        self._due = asyncio.Event()
 
     async def start(self) -> None:
         """Take in what earlier runs knew, as far as it still passes every check."""
@@ -79,8 +81,14 @@ class Gossip:
             for name, neighbour in self._neighbours.items():
                 tasks.create_task(self._tell(name, neighbour))
             while True:
+                self._due.clear()
                 await self.announce()
-                await asyncio.sleep(ANNOUNCE_EVERY)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._due.wait(), ANNOUNCE_EVERY)
+
+    def hurry(self) -> None:
+        """Announce now: a key was replaced before its time."""
+        self._due.set()
 
     async def announce(self) -> None:
         """Renew this node's keys where due, and tell everyone."""

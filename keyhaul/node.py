@@ -25,7 +25,7 @@ from uuid import UUID
 
 import structlog
 
-from keyhaul import __version__, config, vault
+from keyhaul import __version__, blindkeys, config, vault
 from keyhaul.activity import Activity
 from keyhaul.admission import Admission
 from keyhaul.audit import keeping
@@ -164,7 +164,7 @@ class Node:
             federation=self.federation,
         )
         self._stack.push_async_callback(self.peers.close)
-        self.pairing = Pairing(self.identity, settings.domain, self.directory, ledger, self._clock)
+        self._build_schemes()
         self.links: dict[str, SealedLink] = {}
         self.refills: dict[str, Refill] = {}
         for peer in settings.peers:
@@ -179,7 +179,30 @@ class Node:
             ledger,
             self._clock,
         )
+        if self.blind_keys is not None:
+            self.blind_keys.hurry = self.gossip.hurry
         self._build_relay()
+
+    def _build_schemes(self) -> None:
+        settings, ledger, wanted = self.config, self.vault.ledger, self.config.schemes
+        schemes: list[Scheme] = [Trusted(), Masked(once=wanted.masked.form == "batch")]
+        blind, self.blind_keys = blindkeys.build(wanted.blind, ledger, self._clock, self.directory)
+        if self._paper_a:
+            schemes = [PaperA()]
+        elif blind is not None:
+            schemes.append(blind)
+        self.schemes = {scheme.name: scheme for scheme in schemes}
+        self.pairing = Pairing(
+            self.identity,
+            settings.domain,
+            self.directory,
+            ledger,
+            self._clock,
+            kem=wanted.masked.kem,
+            schemes=tuple(self.schemes),
+            labels=("pq",) if settings.listeners.node.tls == "pq" and not self._paper_a else (),
+            others=[self.blind_keys] if self.blind_keys is not None else [],
+        )
 
     def _client_context(self, peer: config.Peer) -> Any:
         own, policy = self.config.listeners.node, tls.Policy(self.config.listeners.node.tls)
@@ -248,7 +271,6 @@ class Node:
 
     def _build_relay(self) -> None:
         settings, view = self.config, self.config.network
-        schemes: list[Scheme] = [PaperA()] if self._paper_a else [Trusted(), Masked()]
         self.network = Network(
             view.nodes,
             [Edge(link.a, link.b, link.kind, link.mode) for link in view.links],
@@ -261,7 +283,7 @@ class Node:
             ledger=self.vault.ledger,
             links=self.links,
             view=self.network,
-            schemes={scheme.name: scheme for scheme in schemes},
+            schemes=self.schemes,
             pairing=self.pairing,
             clock=self._clock,
             settings=_settings(settings),
@@ -269,6 +291,7 @@ class Node:
             foreign=_foreign(settings),
             quota=self.admission,
             note=self._note,
+            policy=settings.policy,
         )
         self.outbox = Outbox(self.peers, self._clock, self._tasks.spawn)
         self.settlement = Settlement(self.site, self.outbox)
@@ -404,6 +427,7 @@ class Node:
             },
             "entropy": self.entropy.status(),
             "nodes_known": self.directory.nodes(),
+            "schemes": sorted(self.schemes),
             "links": [self._link_status(link) for link in self.links.values()],
             "silent": self.outbox.silent(),
             "pools": self.origin.pools.summary(),
@@ -479,7 +503,7 @@ def _settings(settings: config.NodeConfig) -> Settings:
     paper_a = delivery.profile == "paper-a"
     return Settings(
         release="immediate" if paper_a else delivery.release,
-        scheme="paper-a" if paper_a else "auto",
+        scheme="paper-a" if paper_a else settings.schemes.default,
         request_timeout=delivery.request_timeout,
         ttl=delivery.ttl,
         retention=delivery.retention,

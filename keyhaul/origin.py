@@ -25,10 +25,11 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
-from keyhaul.messages.etsi014 import Delivered, Order, Standing
+from keyhaul.messages.etsi014 import LABELS, SCHEME, Delivered, Order, Standing
 from keyhaul.minting import MATES, Mint
 from keyhaul.pools import Pool, Pools
 from keyhaul.ports import Spawn
+from keyhaul.promise import Ask, choose_scheme
 from keyhaul.relay import Batch, Relay
 from keyhaul.settlement import Settlement
 from keyhaul.site import Site
@@ -75,8 +76,7 @@ class Origin:
 
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready."""
-        for row in sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref):
-            self.pools.offer(row)
+        self._offer(sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref))
 
     # ------------------------------------------------------------------ enc_keys
 
@@ -87,7 +87,7 @@ class Origin:
         the request is ever delivered to anyone.
         """
         self._check_master(order.master)
-        plain = not (order.options.keys() & {"keyhaul_scheme", "keyhaul_labels"})
+        plain = not (order.options.keys() & {SCHEME, LABELS})
         if plain and (ready := await self._stock.take(_pool(order), order.number)):
             self._top_up(order)
             return ready
@@ -125,19 +125,8 @@ class Origin:
             deadline=deadline or now + settings.request_timeout,
             expires=now + settings.ttl,
             waiting=frozenset({MASTER} if waiting else ()),
-            scheme=self._wanted(order),
-            demanded=self._demanded(order),
+            ask=_asked(order),
         )
-
-    def _wanted(self, order: Order) -> str | None:
-        wanted = order.options.get("keyhaul_scheme")
-        known = wanted in self._site.schemes
-        return wanted if known or "keyhaul_scheme" in order.mandatory else None
-
-    def _demanded(self, order: Order) -> frozenset[str]:
-        """Labels the path must carry. Optional ones change nothing while there is one scheme a path."""
-        insisted = "keyhaul_labels" in order.mandatory
-        return frozenset(order.options["keyhaul_labels"]) if insisted else frozenset()
 
     def _local(self, order: Order) -> bool:
         return all(leg == self._site.name for leg in self._site.legs(order.targets))
@@ -231,14 +220,36 @@ class Origin:
         return wait is not None and wait.claims
 
     def _concluded(self, rows: Sequence[Row]) -> None:
+        self._offer(row for row in rows if (wait := self._waits.get(row.ref)) is None or not wait.claims)
         for row in rows:
             if row.upstream is None:
                 self._learn(row)
             wait = self._waits.get(row.ref)
-            if wait is None or not wait.claims:
-                self.pools.offer(row)
             if wait is not None:
                 wait.conclude(row)
+
+    def _offer(self, rows: Iterable[Row]) -> None:
+        """Keys into their pools, unless a request without wishes would get better ones today.
+
+        A key may have been made for a request that asked for less, or before the configuration changed.
+        """
+        usual: dict[tuple[tuple[str, ...], frozenset[str]], str] = {}  # rows that come together have few
+        for row in rows:
+            needed = self._site.policy.demanded(row.initiator, row.targets)
+            fits = row.scheme == "local" or needed <= frozenset(row.trust.get("labels", "").split())
+            if row.scheme in self._site.schemes:
+                kind = (row.path, needed)
+                if kind not in usual:
+                    usual[kind] = self._usual(*kind)
+                fits = fits and row.scheme == usual[kind]
+            if fits:
+                self.pools.offer(row)
+
+    def _usual(self, path: tuple[str, ...], needed: frozenset[str]) -> str:
+        try:
+            return choose_scheme(self._site, path, Ask(policy=needed)).name
+        except KeyhaulError:
+            return ""
 
     def _learn(self, row: Row) -> None:
         """Whether the destinations hold the pair secrets their keys were authenticated with."""
@@ -333,6 +344,18 @@ class Origin:
         level = self._site.link(hops[1]).level()
         most = self._site.settings.max_key_count
         return most if level is None else min(most, level // self._site.settings.key_size)
+
+
+def _asked(order: Order) -> Ask:
+    """The extensions of a request about schemes and labels."""
+    labels = frozenset(order.options.get(LABELS, ()))
+    insisted = LABELS in order.mandatory
+    return Ask(
+        scheme=order.options.get(SCHEME),
+        insisted=SCHEME in order.mandatory,
+        labels=labels if insisted else frozenset(),
+        wished=frozenset() if insisted else labels,
+    )
 
 
 def _failed_ways(batch: Batch, rows: Sequence[Row]) -> list[tuple[str, ...]]:

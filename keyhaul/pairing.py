@@ -1,8 +1,9 @@
 """Origin authentication: a secret that one origin and one destination share, renewed every hour.
 
-The origin encapsulates to the destination's signed ML-KEM-768 key and signs the result with its node
-identity. That statement rides in the head of the first payloads until one was confirmed; the tag over
-each payload is made with the pair's secret. A relay can read neither and forge neither.
+The origin encapsulates to the destination's signed KEM key and signs the result with its node identity.
+That statement rides in the head of the first payloads until one was confirmed; the tag over each payload
+is made with the pair's secret. A relay can read neither and forge neither. A payload may also have a pair
+secret of its own (`once`): then its statement always travels with it, and neither end keeps the secret.
 """
 
 from __future__ import annotations
@@ -10,34 +11,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import mlkem
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from keyhaul.control import CIPHERTEXT_BYTES, CLOCK_SKEW, Descriptor, Directory, Record, Signer, publish
-from keyhaul.errors import Malformed, Tampered
+from keyhaul import kem
+from keyhaul.control import (
+    BASELINE,
+    CLOCK_SKEW,
+    Descriptor,
+    Directory,
+    PublicKey,
+    Record,
+    Signer,
+    publish,
+)
+from keyhaul.destination import KEM_LIFE, KEM_OVERLAP, Announcer, DestinationKeys
+from keyhaul.errors import Malformed, Tampered, Unavailable
 from keyhaul.keys import Secret
 from keyhaul.messages import labels
 from keyhaul.messages.payload import Pair
 from keyhaul.ports import Clock, Ledger
 
+__all__ = ["ID_BYTES", "KEM_LIFE", "KEM_OVERLAP", "PAIR_LIFE", "Pairing"]
+
 PAIR_LIFE = 3600.0  # seconds an origin uses one pair secret
-KEM_LIFE = 86_400.0  # seconds a destination key is announced
-KEM_OVERLAP = 7_200.0  # seconds it still opens statements after that
 ID_BYTES = 16
-_OWN, _IN = "kem/destination", "pair/in"
+_IN = "pair/in"
 
 
 class _Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     origin: str
     destination: str
+    kem: str
     kem_id: bytes
     ciphertext: bytes
     issued: float
     expires: float
+    once: bool
 
 
 class _Signed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -51,11 +66,6 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
     secret: bytes
 
 
-class _OwnKey(msgspec.Struct, frozen=True, array_like=True):
-    seed: bytes
-    issued: float
-
-
 @dataclass(slots=True)
 class _Outgoing:
     pair: Pair
@@ -65,51 +75,49 @@ class _Outgoing:
 
 
 class Pairing:
-    """Pair secrets of one node, as origin and as destination, and its own destination keys."""
+    """Pair secrets of one node, as origin and as destination, and what it announces of itself.
+
+    `kem` is the kind of key it encapsulates to; `schemes` and `labels` stand in its descriptor, and so do
+    the keys of `others`.
+    """
 
     def __init__(
-        self, signer: Signer, domain: str, directory: Directory, ledger: Ledger, clock: Clock
+        self,
+        signer: Signer,
+        domain: str,
+        directory: Directory,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        kem: str = kem.DEFAULT,
+        schemes: Sequence[str] = BASELINE,
+        labels: Sequence[str] = ("pq",),
+        others: Sequence[Announcer] = (),
     ) -> None:
         self._signer = signer
         self._domain = domain
         self._directory = directory
         self._ledger = ledger
         self._clock = clock
+        self._kem = kem
+        self._schemes, self._labels = tuple(schemes), tuple(labels)
+        self._others = tuple(others)
+        self._keys = DestinationKeys(ledger, clock)
         self._outgoing: dict[str, _Outgoing] = {}
-        self._own: dict[bytes, tuple[mlkem.MLKEM768PrivateKey, float]] = {}
-        self._current = b""
         self._expected: dict[str, asyncio.Event] = {}
 
     async def start(self) -> None:
         """Unseal the destination keys of earlier runs; make one where none is fresh."""
-        for name, value in (await self._ledger.items(_OWN)).items():
-            kept = msgspec.msgpack.decode(value, type=_OwnKey)
-            key = mlkem.MLKEM768PrivateKey.from_seed_bytes(kept.seed)
-            self._own[bytes.fromhex(name)] = (key, kept.issued)
-        await self.rotate()
+        await self._keys.start()
+        for other in self._others:
+            await other.start()
+            await other.rotate()
 
     async def rotate(self) -> None:
-        """Make a new destination key when the current one is half way through its life; erase old ones."""
-        now = self._clock.now()
-        newest = max(self._own, key=lambda key_id: self._own[key_id][1], default=None)
-        old = [k for k, (_, issued) in self._own.items() if issued + KEM_LIFE + KEM_OVERLAP < now]
-        stale = newest is None or self._own[newest][1] + KEM_LIFE / 2 < now
-        if not stale and not old:
-            self._current = newest or b""
-            return
-        async with self._ledger.edit() as change:
-            if stale:
-                key = mlkem.MLKEM768PrivateKey.generate()
-                newest = hashlib.sha256(key.public_key().public_bytes_raw()).digest()[:ID_BYTES]
-                seed = key.private_bytes_raw()
-                change.put(_OWN, newest.hex(), msgspec.msgpack.encode(_OwnKey(seed, now)))
-            for key_id in old:
-                change.erase(_OWN, key_id.hex())
-        if stale and newest is not None:
-            self._own[newest] = (key, now)
-        for key_id in old:
-            del self._own[key_id]
-        self._current = newest or b""
+        """Make new destination keys where they are due; erase old ones."""
+        await self._keys.rotate()
+        for other in self._others:
+            await other.rotate()
 
     @property
     def name(self) -> str:
@@ -119,35 +127,78 @@ class Pairing:
     def announce(self, after: int = 0) -> Record:
         """This node's signed descriptor, numbered above `after` and by the clock."""
         now = self._clock.now()
-        key, issued = self._own[self._current]
+        own = self._keys.announced()
+        more = [key for other in self._others for key in other.announced(now)]
         return publish(
             Descriptor(
                 node=self._signer.name,
                 domain=self._domain,
                 sequence=max(int(now * 1000), after + 1),
                 issued=now,
-                expires=issued + KEM_LIFE,
-                kem_id=self._current,
-                kem_public=key.public_key().public_bytes_raw(),
+                expires=own[0].expires,
+                keys=(*own, *more),
+                schemes=self._schemes,
+                labels=self._labels,
             ),
             self._signer,
         )
 
-    async def outgoing(self, destination: str, deadline: float) -> Pair:
+    def takes_part(self, node: str, scheme: str) -> bool:
+        """Whether a node says that it takes part in a scheme; False while nothing is known of it."""
+        return scheme in (self._schemes if node == self._signer.name else self._said(node).schemes)
+
+    def vouches(self, node: str, label: str) -> bool:
+        """Whether a node vouches for a label; False while nothing is known of it."""
+        return label in (self._labels if node == self._signer.name else self._said(node).labels)
+
+    def has_key(self, node: str, prefix: str) -> bool:
+        """Whether a node has a current key of a profile that starts with `prefix`."""
+        now = self._clock.now()
+        keys: Iterable[PublicKey] = self._said(node).keys
+        if node == self._signer.name:
+            keys = itertools.chain.from_iterable(other.announced(now) for other in self._others)
+        return any(key.profile.startswith(prefix) and now < key.expires for key in keys)
+
+    def _said(self, node: str) -> Descriptor:
+        try:
+            return self._directory.get(node, self._clock.now()).descriptor
+        except Unavailable:
+            return Descriptor(node, "", 0, 0.0, 0.0, (), ())
+
+    async def acquainted(self, nodes: Iterable[str], deadline: float) -> None:
+        """Wait until Unix `deadline` for the descriptors of nodes. Raises Unavailable without them."""
+        for node in nodes:
+            if node == self._signer.name:
+                continue
+            now = self._clock.now()
+            if node not in self._directory and now < deadline:
+                news = self._expected.setdefault(node, asyncio.Event())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), deadline - now)
+            self._directory.get(node, self._clock.now())
+
+    def refused(self, scheme: str) -> None:
+        """Keys that came under `scheme` were not what their origin sent."""
+        for other in self._others:
+            other.refused(scheme)
+
+    async def outgoing(self, destination: str, deadline: float, *, once: bool = False) -> Pair:
         """The pair secret to send under; its statement is empty once the destination confirmed one.
 
-        Waits until Unix `deadline` for the destination's descriptor; raises Unavailable without it.
+        `once`: a secret for one payload only. Waits until Unix `deadline` for the destination's
+        descriptor; raises Unavailable without it, or where it has no key of our kind.
         """
-        now = self._clock.now()
-        if destination not in self._directory and now < deadline:
-            news = self._expected.setdefault(destination, asyncio.Event())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), deadline - now)
-            now = self._clock.now()
         held = self._outgoing.get(destination)
-        if held is None or held.until < now:
-            pair = self._propose(destination, now)
-            held = self._outgoing[destination] = _Outgoing(pair, now, now + PAIR_LIFE)
+        if once or held is None or held.until < self._clock.now():
+            await self.acquainted((destination,), deadline)
+            now = self._clock.now()
+            # Somebody else may have waited for the same descriptor.
+            held = None if once else self._outgoing.get(destination)
+            if held is None or held.until < now:
+                pair = self._propose(destination, now, once)
+                if once:
+                    return pair
+                held = self._outgoing[destination] = _Outgoing(pair, now, now + PAIR_LIFE)
         if held.confirmed:
             return Pair(held.pair.id, held.pair.secret)
         return held.pair
@@ -157,15 +208,12 @@ class Pairing:
         if news := self._expected.pop(node, None):
             news.set()
 
-    def _propose(self, destination: str, now: float) -> Pair:
-        known = self._directory.get(destination, now).descriptor
-        public = mlkem.MLKEM768PublicKey.from_public_bytes(known.kem_public)
-        shared, ciphertext = public.encapsulate()
-        body = msgspec.msgpack.encode(
-            _Statement(
-                self._signer.name, destination, known.kem_id, ciphertext, now, now + PAIR_LIFE + KEM_OVERLAP
-            )
-        )
+    def _propose(self, destination: str, now: float, once: bool) -> Pair:
+        key = self._directory.get(destination, now).key(self._kem, now)
+        shared, ciphertext = kem.encapsulate(self._kem, key.public)
+        until = now + PAIR_LIFE + KEM_OVERLAP
+        said = _Statement(self._signer.name, destination, self._kem, key.id, ciphertext, now, until, once)
+        body = msgspec.msgpack.encode(said)
         signature = self._signer.sign(labels.PAIR_STATEMENT + body)
         signed = msgspec.msgpack.encode(_Signed(body, signature))
         return Pair(_pair_id(signed), _pair_secret(shared, body), signed)
@@ -205,16 +253,17 @@ class Pairing:
             raise Malformed("the origin's statement cannot be read") from None
         known = self._directory.get(origin, now)
         known.signer.check(signed.signature, labels.PAIR_STATEMENT + signed.body)
-        own = self._own.get(said.kem_id)
+        own = self._keys.get(said.kem, said.kem_id)
         longest = now + PAIR_LIFE + KEM_OVERLAP + CLOCK_SKEW
         if said.origin != origin or said.destination != self._signer.name or not own:
             raise Tampered
-        if not now <= said.expires <= longest or len(said.ciphertext) != CIPHERTEXT_BYTES:
+        if not now <= said.expires <= longest:
             raise Tampered
-        secret = _pair_secret(own[0].decapsulate(said.ciphertext), signed.body)
-        kept = _Kept(origin, said.expires, secret.reveal())
-        async with self._ledger.edit() as change:
-            change.put(_IN, pair_id.hex(), msgspec.msgpack.encode(kept))
+        secret = _pair_secret(own.decapsulate(said.ciphertext), signed.body)
+        if not said.once:
+            kept = _Kept(origin, said.expires, secret.reveal())
+            async with self._ledger.edit() as change:
+                change.put(_IN, pair_id.hex(), msgspec.msgpack.encode(kept))
         return Pair(pair_id, secret)
 
     async def prune(self) -> None:

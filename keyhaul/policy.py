@@ -1,9 +1,10 @@
-"""What an SAE may ask for: the limits a node announces in its status and holds every request to."""
+"""What an SAE may ask for, and what its keys' paths must promise: limits of requests, labels of pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
@@ -126,6 +127,37 @@ class Limits:
         for target in targets:
             check_sae(target)
         return targets
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Labels that keys of some SAEs need. `master` and `slave` may hold `*`, `?` and `[…]`."""
+
+    master: str
+    slave: str
+    labels: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PathPolicy:
+    """The labels demanded per pair of SAEs, whatever a request says. Every rule that fits counts."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def demanded(self, master: str, slaves: Sequence[str]) -> frozenset[str]:
+        """What the path of a key must carry that goes from a master to some slaves."""
+        fitting = (
+            rule.labels
+            for rule in self.rules
+            if fnmatchcase(master, rule.master) and any(fnmatchcase(slave, rule.slave) for slave in slaves)
+        )
+        return frozenset().union(*fitting)
+
+
+NO_POLICY = PathPolicy()
+
+LABELS_KNOWN = ("relay-blind", "its-wire", "pq", "qkd")
+"""What a path may promise; see `keyhaul.promise`."""
 
 
 def check_sae(sae: str) -> str:

@@ -14,9 +14,10 @@ What becomes of keys afterwards (acknowledgements, voids, deadlines) is in `keyh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -41,11 +42,15 @@ from keyhaul.messages.payload import NO_PAIR, Context, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Change, Grant, Opened
+from keyhaul.promise import NOTHING, Ask, choose_scheme, joined, needs_descriptors, refuse_plain, trust
 from keyhaul.settlement import Settlement
-from keyhaul.site import Site, choose_scheme, trust
+from keyhaul.site import Site
 
 CLOCK_SKEW = 300.0  # seconds another node's clock may run ahead of ours
 HOP_PATIENCE = 2.0  # seconds a relay waits for key material before it says 503
+HEAVY = 2048  # bytes of keys in one payload from which on a heavy scheme computes in a thread
+
+_Result = TypeVar("_Result")
 
 log = structlog.get_logger("keyhaul.relay")
 
@@ -64,8 +69,7 @@ class Batch:
     upstream: str | None = None
     callback: str | None = None
     waiting: frozenset[str] = frozenset()
-    scheme: str | None = None
-    demanded: frozenset[str] = frozenset()
+    ask: Ask = NOTHING
     letter: Message | None = None
     optional: Mapping[str, Any] = field(default_factory=dict)
     trust: dict[str, str] | None = None
@@ -137,8 +141,11 @@ class Relay:
         if foreign is not None:
             return self._prepare_plain(batch, destination, targets)
         hops = batch.ways[destination] = self.detours.way(destination, self.site.clock.now())
-        scheme = choose_scheme(self.site, hops, batch.scheme, batch.demanded)
-        statement = trust(scheme, hops, self.site.view.labels(hops), self.site.view.picture(hops))
+        ask = self._asked(batch, targets)
+        if needs_descriptors(self.site, hops, ask):
+            await self.site.pairing.acquainted(hops, batch.deadline)
+        scheme = choose_scheme(self.site, hops, ask)
+        statement = trust(self.site, scheme, hops)
         context = Context(
             scheme=scheme.name,
             origin=self.site.name,
@@ -153,16 +160,26 @@ class Relay:
         )
         pair = NO_PAIR
         if scheme.authenticated:
-            pair = await self.site.pairing.outgoing(destination, batch.deadline)
-        payload = scheme.originate([key for _, key in batch.keys], context, pair)
+            pair = await self.site.pairing.outgoing(destination, batch.deadline, once=scheme.once)
+        payload = await _apart(
+            scheme, context, scheme.originate, [key for _, key in batch.keys], context, pair
+        )
         grant, message = await self._hand_on(
             scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline, batch.initiator
         )
         proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
         return _Leg(destination, hops[1], targets, hops, statement, message, grant, proofs)
 
+    def _asked(self, batch: Batch, targets: tuple[str, ...]) -> Ask:
+        """What the request wants of a path, and what the configuration demands for these applications."""
+        ask = replace(batch.ask, policy=self.site.policy.demanded(batch.initiator, targets))
+        if batch.upstream is not None:
+            refuse_plain(batch.upstream, self.site, ask)  # its way in was plain already
+        return ask
+
     def _prepare_plain(self, batch: Batch, peer: str, targets: tuple[str, ...]) -> _Leg:
         """Keys for a foreign key manager leave as plain 020; the trust ends at its door."""
+        refuse_plain(peer, self.site, self._asked(batch, targets))
         keys = tuple(ExtKey(key_id, key.reveal()) for key_id, key in batch.keys)
         # 020 V1.1.1, extensions: what nobody here understands goes on as it was written.
         transfer = ExtKeys(
@@ -228,7 +245,7 @@ class Relay:
             peers={leg.destination: leg.peer for leg in legs},
             scheme=legs[0].trust["scheme"] if legs else "local",
             path=legs[0].route if legs else (self.site.name,),
-            trust=_joined([leg.trust for leg in legs]) if legs else _LOCAL_TRUST,
+            trust=joined([leg.trust for leg in legs]) if legs else _LOCAL_TRUST,
             secret=key,
             proofs={leg.destination: leg.proofs[key_id] for leg in legs if leg.proofs},
         )
@@ -369,9 +386,10 @@ class Relay:
             pair = NO_PAIR
             if scheme.authenticated:
                 pair = await self.site.pairing.incoming(bare.head, context.origin)
-            keys = scheme.deliver(bare, context, pair)
+            keys = await _apart(scheme, context, scheme.deliver, bare, context, pair)
             return keys, confirming.confirmations(pair, context) if scheme.authenticated else {}
         except (Tampered, Malformed, NoSuchTarget):
+            self.site.pairing.refused(context.scheme)
             log.error(
                 "keys refused: not what the origin sent", origin=context.origin, keys=len(context.key_ids)
             )
@@ -488,6 +506,13 @@ def _add(change: Change, rows: Sequence[Row]) -> None:
         change.rows[row.ref] = row
 
 
+async def _apart(scheme: Scheme, context: Context, work: Callable[..., _Result], *given: object) -> _Result:
+    """What an end of a path computes, off the loop where it may take longer than 5 ms."""
+    if scheme.heavy and context.size // 8 * len(context.key_ids) > HEAVY:
+        return await asyncio.to_thread(work, *given)
+    return work(*given)
+
+
 def _relayed(batch: Batch) -> Ack:
     ids = tuple(key_id for key_id, _ in batch.keys)
     return Ack(ids, AckStatus.RELAYED, batch.initiator, batch.targets)
@@ -504,12 +529,3 @@ _OUTCOMES = {
 """What is acknowledged for a row that stands where it will stay; an unfinished one is told of later."""
 
 _LOCAL_TRUST = {"scheme": "local", "wire": "not on a wire", "relays": "no relay", "neighbour": "no relay"}
-
-
-def _joined(statements: Sequence[dict[str, str]]) -> dict[str, str]:
-    """One statement for a key that went to several nodes: every value that occurs, in words."""
-    names = {name for statement in statements for name in statement}
-    return {
-        name: ", ".join(dict.fromkeys(each[name] for each in statements if name in each))
-        for name in sorted(names)
-    }

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from keyhaul.errors import ExtensionRefused, NoRoute, PeerUnreachable
+from keyhaul.errors import NoRoute, PeerUnreachable
 from keyhaul.keys import Row
 from keyhaul.messages.etsi020 import Dialect
 from keyhaul.messages.payload import Scheme
 from keyhaul.pairing import Pairing
+from keyhaul.policy import NO_POLICY, PathPolicy
 from keyhaul.ports import Clock, Ledger, Link
 
 
@@ -109,6 +110,7 @@ class Site:
     foreign: Mapping[str, ForeignPeer] = field(default_factory=dict)
     quota: Quota = field(default_factory=_NoQuota)
     note: Note = _unnoted
+    policy: PathPolicy = NO_POLICY
 
     def link(self, peer: str) -> Link:
         """The link to a neighbour. Raises PeerUnreachable if there is none."""
@@ -142,47 +144,3 @@ class Site:
         if at + 1 >= len(route) or route[at + 1] not in self.links:
             raise NoRoute(f"the route {'>'.join(route)} does not go on from {self.name}")
         return route[at + 1]
-
-
-def choose_scheme(site: Site, hops: tuple[str, ...], wanted: str | None, demanded: frozenset[str]) -> Scheme:
-    """The scheme for a path: what the request names, else the node's default. Raises ExtensionRefused.
-
-    Labels demanded are met by the scheme or by every link of the path, or the request fails before
-    anything is sent, naming the hop that lacks one (design §2).
-    """
-    default = site.settings.scheme
-    if default == "auto":
-        default = "masked" if len(hops) > 2 else "trusted"
-    scheme = site.schemes.get(wanted or default)
-    if scheme is None:
-        raise ExtensionRefused(
-            f"scheme {wanted!r} is not available on this path", f"choose one of {', '.join(site.schemes)}"
-        )
-    for at, promised in enumerate(site.view.labels(hops)):
-        lacking = demanded - scheme.labels - promised
-        if lacking:
-            raise ExtensionRefused(
-                f"hop {hops[at]} to {hops[at + 1]} under scheme {scheme.name} lacks "
-                + ", ".join(sorted(lacking))
-            )
-    return scheme
-
-
-def trust(
-    scheme: Scheme, hops: tuple[str, ...], labels: list[frozenset[str]], picture: str
-) -> dict[str, str]:
-    """The trust statement of a delivered key (design §2): what protects it, and from whom.
-
-    `wire`: against wiretappers; `relays`: against the nodes between; `neighbour`: against the last
-    relay before the destination. Values: `information-theoretic`, `computational`, `none`.
-    """
-    wire = "information-theoretic" if all("its-wire" in each for each in labels) else "computational"
-    relayed = len(hops) > 2
-    blind = "computational" if "relay-blind" in scheme.labels else "none"
-    return {
-        "scheme": scheme.name,
-        "path": picture,
-        "wire": wire if labels else "not on a wire",
-        "relays": blind if relayed else "no relay",
-        "neighbour": blind if relayed else "no relay",
-    }

@@ -3,6 +3,7 @@
 from keyhaul.config.entropy import parse_entropy
 from keyhaul.config.model import (
     AuditConfig,
+    BlindConfig,
     Delivery,
     DeviceEnd,
     EntropyConfig,
@@ -10,12 +11,14 @@ from keyhaul.config.model import (
     ForeignSae,
     Listener,
     Listeners,
+    MaskedConfig,
     MonitorConfig,
     NetworkLink,
     NetworkView,
     NodeConfig,
     Peer,
     Prefetch,
+    SchemesConfig,
     SlotSource,
     StoreConfig,
 )
@@ -24,6 +27,7 @@ from keyhaul.config.reader import Mistake, Mistakes
 
 __all__ = [
     "AuditConfig",
+    "BlindConfig",
     "Delivery",
     "DeviceEnd",
     "EntropyConfig",
@@ -31,6 +35,7 @@ __all__ = [
     "ForeignSae",
     "Listener",
     "Listeners",
+    "MaskedConfig",
     "Mistake",
     "Mistakes",
     "MonitorConfig",
@@ -39,6 +44,7 @@ __all__ = [
     "NodeConfig",
     "Peer",
     "Prefetch",
+    "SchemesConfig",
     "SlotSource",
     "StoreConfig",
     "check",

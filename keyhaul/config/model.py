@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from keyhaul.admission import Rules
-from keyhaul.policy import Limits
+from keyhaul.policy import NO_POLICY, Limits, PathPolicy
 
 Tls = Literal["pq", "compatible", "classic"]
 Kind = Literal["qkd", "pqc", "plain"]
@@ -243,6 +243,34 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BlindConfig:
+    """Whether this node takes part in scheme `blind`, and the profile of the BFV keys it announces."""
+
+    enabled: bool = False
+    profile: Literal["dense", "dense-25"] = "dense"
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedConfig:
+    """How this node makes secrets with destinations.
+
+    `form`: one secret for the payloads of an hour (`epoch`), or one for each payload (`batch`).
+    """
+
+    kem: Literal["ml-kem-768", "ml-kem-1024", "ml-kem-768+x25519"] = "ml-kem-768"
+    form: Literal["epoch", "batch"] = "epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemesConfig:
+    """How keys are kept from relays. `default`: where a request names no scheme."""
+
+    default: Literal["auto", "trusted", "masked", "blind"] = "auto"
+    blind: BlindConfig = BlindConfig()
+    masked: MaskedConfig = MaskedConfig()
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """Everything one node needs to know before it starts."""
 
@@ -263,3 +291,5 @@ class NodeConfig:
     admission: Rules = field(default_factory=Rules)
     audit: AuditConfig = AuditConfig()
     monitor: MonitorConfig = MonitorConfig()
+    schemes: SchemesConfig = SchemesConfig()
+    policy: PathPolicy = NO_POLICY

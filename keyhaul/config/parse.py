@@ -23,6 +23,7 @@ from keyhaul.config.entropy import read_entropy
 from keyhaul.config.network import check_peers, read_network
 from keyhaul.config.operations import read_audit, read_monitor
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
+from keyhaul.config.schemes import check_schemes, read_policy, read_schemes
 from keyhaul.errors import ConfigError
 from keyhaul.policy import Limits
 
@@ -66,6 +67,7 @@ def _read(file: Path) -> tuple[model.NodeConfig | None, list[Mistake]]:
     config = _node(root, source, mistakes)
     root.done()
     check_peers(config, root)
+    check_schemes(config, root)
     return config, mistakes
 
 
@@ -89,6 +91,8 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         admission=read_admission(root.section("admission", required=False)),
         audit=read_audit(root.section("audit", required=False)),
         monitor=read_monitor(root.section("monitor", required=False)),
+        schemes=read_schemes(root.section("schemes", required=False)),
+        policy=read_policy(root),
     )
 
 

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import mlkem
 
-from keyhaul.control import CIPHERTEXT_BYTES, KEM_PUBLIC_BYTES, Signer, Verifier
+from keyhaul.control import Signer, Verifier
 from keyhaul.errors import Malformed, Tampered
+from keyhaul.kem import KEMS
 from keyhaul.messages import labels
 from keyhaul.ports import Change, Ledger
 
 ID_BYTES = 16
 MAX_BATCH = 256
+_SIZES = KEMS["ml-kem-768"]
 
 
 class OneTimeKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -59,7 +61,7 @@ def check_batch(batch: Batch, anchors: Verifier, sender: str, receiver: str, now
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Malformed(f"the batch of one-time keys cannot be read ({error})") from None
     if len(keys) > MAX_BATCH or any(
-        len(key.id) != ID_BYTES or len(key.public) != KEM_PUBLIC_BYTES for key in keys
+        len(key.id) != ID_BYTES or len(key.public) != _SIZES.public for key in keys
     ):
         raise Malformed("the batch of one-time keys has an entry out of range")
     return keys
@@ -92,7 +94,7 @@ class OneTimeKeys:
 
     async def decapsulate(self, key_id: bytes, ciphertext: bytes) -> bytes:
         """The secret of one message. Raises Malformed if the key is unknown or was used before."""
-        if len(ciphertext) != CIPHERTEXT_BYTES:
+        if len(ciphertext) != _SIZES.ciphertext:
             raise Malformed("the KEM ciphertext has the wrong length")
         key = self._warm.get(key_id)
         if key is None:

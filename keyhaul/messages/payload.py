@@ -94,6 +94,8 @@ class Scheme(Protocol):
     name: str
     labels: frozenset[str]
     authenticated: bool  # whether the origin vouches for the payload; only `paper-a` does without
+    heavy: bool  # whether the ends compute so long over much key that the loop must not wait
+    once: bool  # whether each payload has a pair secret of its own
 
     def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
         """At the origin's node: keys of equal size to a payload without any pad yet."""

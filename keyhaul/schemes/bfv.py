@@ -12,8 +12,11 @@ XORs its pads, and the rest of the ciphertext is the same at every hop. docs/bli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from keyhaul.errors import Malformed
 
 COEFFICIENTS = 1024
 CHUNK_BYTES = COEFFICIENTS // 8  # key bytes that one ciphertext hides
@@ -23,13 +26,15 @@ CHUNK_BYTES = COEFFICIENTS // 8  # key bytes that one ciphertext hides
 class Profile:
     """A parameter set of ring dimension 1,024; `q` is prime and 1 modulo 2,048, `width` its bits.
 
-    `security` is the level in SEAL's and HomomorphicEncryption.org's tables (ternary secret).
+    `security` is the level in SEAL's and HomomorphicEncryption.org's tables (ternary secret). `id` stands
+    in payloads, `name` in descriptors.
     """
 
     id: int
     q: int
     width: int
     security: int
+    name: str = ""
 
     @property
     def polynomial_bytes(self) -> int:
@@ -46,10 +51,10 @@ class Profile:
         return size + -(-size // CHUNK_BYTES) * self.polynomial_bytes
 
 
-DENSE = Profile(id=1, q=120_833, width=17, security=192)
+DENSE = Profile(id=1, q=120_833, width=17, security=192, name="bfv-dense")
 """The one to use: core-SVP 187 bits classical and 170 quantum, where Kyber-768 has 182 classical."""
 
-DENSE_25 = Profile(id=2, q=33_550_337, width=25, security=128)
+DENSE_25 = Profile(id=2, q=33_550_337, width=25, security=128, name="bfv-dense-25")
 """Room for 2^27 additions of ciphertexts, which `blind` does not make; 113 and 102 bits."""
 
 PROFILES = {profile.id: profile for profile in (DENSE, DENSE_25)}
@@ -78,3 +83,30 @@ class Bfv(Protocol):
         Only for authenticated ciphertexts: whoever sees what becomes of ciphertexts of his own making
         reads the secret key from it.
         """
+
+
+class EveryProfile:
+    """A `Bfv` that encrypts under keys of any profile it is given, and has keys of one: `own`'s."""
+
+    def __init__(self, own: Bfv, others: Mapping[int, Bfv]) -> None:
+        self.profile = own.profile
+        self._own = own
+        self._every = {**others, own.profile.id: own}
+
+    def generate(self) -> tuple[bytes, bytes]:
+        return self._own.generate()
+
+    def check_public(self, public: bytes) -> None:
+        self._of(public).check_public(public)
+
+    def encrypt(self, public: bytes, plain: bytes) -> tuple[bytes, bytes]:
+        return self._of(public).encrypt(public, plain)
+
+    def decrypt(self, secret: bytes, upper: bytes, rest: bytes) -> bytes:
+        return self._own.decrypt(secret, upper, rest)
+
+    def _of(self, public: bytes) -> Bfv:
+        found = self._every.get(public[0]) if public else None
+        if found is None:
+            raise Malformed("a BFV public key is of a profile that is not known here")
+        return found

@@ -22,6 +22,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from keyhaul.control import key_id
 from keyhaul.errors import Malformed, Tampered, Unavailable, Unsupported
 from keyhaul.keys import Secret
 from keyhaul.messages.envelope import xor
@@ -34,17 +35,10 @@ from keyhaul.messages.payload import (
     origin_tag,
     split_keys,
 )
+from keyhaul.notice import NOTICE
 from keyhaul.schemes.bfv import PROFILES, Bfv
-from keyhaul.schemes.keyring import key_id
 
-NOTICE = (
-    "Scheme 'blind' follows the method of zero-trust QKD relays published by Tecnalia Research & Innovation "
-    "and the University of the Basque Country (UPV/EHU). They state that it has been registered as a patent "
-    "request at the European Patent Office under the application number EP24383397.7. Whether you need a "
-    "licence to use it is for you to find out; keyhaul grants none. Scheme 'masked' protects against the "
-    "same relays without homomorphic encryption."
-)
-"""Shown wherever a user enables the scheme."""
+__all__ = ["NOTICE", "Blind"]
 
 _TRAILER = struct.Struct(">16sBI")
 
@@ -75,6 +69,8 @@ class Blind:
     name = "blind"
     labels: frozenset[str] = frozenset({"relay-blind"})
     authenticated = True
+    heavy = True
+    once = False
 
     def __init__(
         self,
@@ -92,7 +88,7 @@ class Blind:
         public = self._public(context.destination)
         plain = b"".join(key.reveal() for key in keys)
         upper, rest = bfv.encrypt(public, plain)
-        trailer = _TRAILER.pack(key_id(public), bfv.profile.id, len(plain))
+        trailer = _TRAILER.pack(key_id(public), public[0], len(plain))
         tag = origin_tag(pair, context, upper, rest, trailer)
         return Payload(self.name, pair.id + pair.statement, upper + tag + rest + trailer)
 

@@ -11,24 +11,20 @@ is announced, and is erased from the store before this ring forgets it, in this 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
+from keyhaul.control import PublicKey, key_id
 from keyhaul.errors import Malformed, Unavailable
 from keyhaul.keys import Secret
 from keyhaul.schemes.bfv import Bfv
 
 EPOCH = 3600.0  # seconds a key is announced
 OVERLAP = 3600.0  # seconds it still opens what was sent under it
-KEY_ID_BYTES = 16
 
-
-def key_id(public: bytes) -> bytes:
-    """The name of an announced BFV key: 16 bytes of its hash, so that no two keys share one."""
-    return hashlib.sha256(public).digest()[:KEY_ID_BYTES]
+__all__ = ["EPOCH", "OVERLAP", "KeyPair", "KeyRing", "key_id"]
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -67,6 +63,7 @@ class KeyRing:
         self._epoch = epoch
         self._overlap = overlap
         self._pairs: dict[bytes, KeyPair] = {}
+        self._hastened = False
 
     def restore(self, stored: Iterable[bytes]) -> None:
         """Take back what `KeyPair.encoded` made in earlier runs.
@@ -83,7 +80,11 @@ class KeyRing:
     def due(self, now: float) -> bool:
         """Whether a new key is wanted: none is held, or the newest is half way through its epoch."""
         newest = self._newest()
-        return newest is None or newest.issued + self._epoch / 2 <= now
+        return newest is None or self._hastened or newest.issued + self._epoch / 2 <= now
+
+    def hasten(self) -> None:
+        """A new key is due now, however young the newest is."""
+        self._hastened = True
 
     def prepare(self, now: float) -> KeyPair:
         """A new pair that is not in use yet."""
@@ -93,13 +94,19 @@ class KeyRing:
     def activate(self, pair: KeyPair) -> None:
         """From now on it opens payloads and, if it is the newest, is announced."""
         self._pairs[pair.id] = pair
+        self._hastened = False
 
     def announced(self, now: float) -> bytes:
         """The newest public key. Raises Unavailable when its epoch is over: rotation has stopped."""
+        return self.current(now).public
+
+    def current(self, now: float) -> PublicKey:
+        """The same with its profile's name and its epoch, as a descriptor holds it."""
         newest = self._newest()
         if newest is None or newest.issued + self._epoch <= now:
             raise Unavailable("this node has no fresh BFV key", "its store may be failing; see its log")
-        return newest.public
+        name = self._bfv.profile.name
+        return PublicKey(name, newest.public, newest.issued, newest.issued + self._epoch)
 
     def own(self, wanted: bytes) -> Secret | None:
         """The secret key of an id, None when it was never ours or is erased."""

@@ -3,8 +3,12 @@
 The keys are XORed with a stream that only the origin and the destination can make: from the pair secret
 that the origin encapsulated to the destination's signed ML-KEM key. Relays move the masked keys from
 pad to pad as in `trusted`. Against relays this is computational (ML-KEM-768), on the wire it is whatever
-the pads are. One pair secret serves many batches; each batch has a stream of its own, bound to
-everything the origin vouches for, so the same keys under other ids or for other SAEs unmask to noise.
+the pads are. Each batch has a stream of its own, bound to everything the origin vouches for, so the same keys
+under other ids or for other SAEs unmask to noise.
+
+Two forms, which differ in the pair secret alone. Epoch: one serves all batches of an hour. Batch (`once`):
+each batch has one encapsulation and one signature of its own and nothing is kept, so a secret that leaks
+opens one batch; it costs 4.6 kB and two signature operations a batch.
 """
 
 from __future__ import annotations
@@ -36,6 +40,10 @@ class Masked:
     name = "masked"
     labels: frozenset[str] = frozenset({"relay-blind"})
     authenticated = True
+    heavy = False
+
+    def __init__(self, *, once: bool = False) -> None:
+        self.once = once
 
     def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
         bare = b"".join(key.reveal() for key in keys)

@@ -19,6 +19,8 @@ class PaperA:
     name = "paper-a"
     labels: frozenset[str] = frozenset()
     authenticated = False
+    heavy = False
+    once = False
 
     def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
         return Payload(self.name, b"", b"".join(key.reveal() for key in keys))

@@ -28,6 +28,8 @@ class Trusted:
     name = "trusted"
     labels: frozenset[str] = frozenset()
     authenticated = True
+    heavy = False
+    once = False
 
     def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
         body = b"".join(key.reveal() for key in keys)

@@ -207,6 +207,7 @@ class Layout:
                 if node.name in (link.a, link.b)
             ],
             "network": {"file": "../../network.toml"},
+            "schemes": self.topology.schemes(),
         }
 
     def _peer(

@@ -100,6 +100,8 @@ class Testbed:
     async def start(self) -> None:
         """Set everything up and return when all nodes serve."""
         self._claim()
+        if missing := self.topology.left_out():
+            self._progress(missing)
         self._progress("certificates")
         self._certificates = await asyncio.to_thread(self.layout.make_certificates)
         self.layout.write_devices(self._certificates)

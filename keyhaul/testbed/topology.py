@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
+from keyhaul.config.schemes import DEFAULTS, missing_libraries
 from keyhaul.errors import ConfigError
 from keyhaul.testbed.presets import PRESETS
 
@@ -48,17 +49,34 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A whole test network."""
+    """A whole test network. `scheme` is its nodes' default; `blind` whether they take part in that scheme."""
 
     name: str
     title: str
     nodes: tuple[Node, ...]
     links: tuple[Link, ...]
+    scheme: str = "auto"
+    blind: bool = False
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Each once, in order of appearance."""
         return tuple(dict.fromkeys(node.domain for node in self.nodes))
+
+    def schemes(self) -> dict[str, object] | None:
+        """The `[schemes]` table of its nodes; None where they need none.
+
+        A network that wants `blind` goes on without it where its library is missing; see `left_out`.
+        """
+        if not self.blind or missing_libraries():
+            return None
+        return {"default": self.scheme, "blind": {"enabled": True}}
+
+    def left_out(self) -> str:
+        """What of the network cannot be had on this machine, in words."""
+        if self.blind and (missing := missing_libraries()):
+            return f"scheme blind is left out: {missing} cannot be imported (install the extra 'blind')"
+        return ""
 
     def with_devices(self, preset: str) -> Topology:
         """The same network with all devices of one preset, such as `instant` for benchmarks."""
@@ -101,10 +119,14 @@ def read(file: Path) -> Topology:
     links = tuple(_link(section, names) for section in root.sections("links"))
     if len({frozenset((link.a, link.b)) for link in links}) < len(links):
         root.report("links", "two nodes are linked twice", "remove one of the links")
+    scheme = root.choice("scheme", DEFAULTS, "auto")
+    blind = root.flag("blind", False)
+    if scheme == "blind" and not blind:
+        root.report("scheme", "the default scheme is not enabled", "add blind = true")
     root.done()
     if mistakes:
         raise Mistakes(mistakes)
-    return Topology(file.stem, title, nodes, links)
+    return Topology(file.stem, title, nodes, links, scheme, blind)
 
 
 def generate(shape: str, size: int, largest: int = LARGEST) -> Topology:

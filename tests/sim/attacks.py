@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from keyhaul.config import BlindConfig
 from keyhaul.errors import KeyNotFound, Unavailable
 from keyhaul.keys import Row, State
 from keyhaul.messages.etsi014 import Delivered
-from keyhaul.schemes.blind import Blind
 from keyhaul.schemes.paper_a import PaperA
-from keyhaul.schemes.seal import Seal
 from keyhaul.testbed.clock import run
 from keyhaul.testbed.faults import ATTACKS, Attack, Cheat, turn
-from tests.bfv import NOW, ring_of
 from tests.sim.dialogue import all_rows, past
 from tests.sim.world import World, world_clock
 
@@ -133,20 +131,11 @@ class Scene:
 async def prepared(links: list[tuple[str, str, str]], scheme: str) -> World:
     """A world whose nodes know all schemes; b too can make BFV ciphertexts, as an attacker would."""
     world = World(1, links, saes={"sae-a-other": "a"}, scheme=scheme, request_timeout=PATIENCE)
+    world.blind = dict.fromkeys(world.nodes, BlindConfig(enabled=True))
+    world.more = [PaperA()]
     await world.start()
-    bfv = _seal()
-    rings = {name: ring_of(bfv) for name in world.nodes}
-    for name, node in world.nodes.items():
-        schemes: Any = node.site.schemes
-        schemes["blind"] = Blind(bfv, lambda to: rings[to].announced(NOW), rings[name].own)
-        schemes["paper-a"] = PaperA()
     await world.ask("a", "c", number=2)  # a network in use: pair secrets are known
     return world
-
-
-@cache
-def _seal() -> Seal:
-    return Seal()
 
 
 def scene(links: list[tuple[str, str, str]], scheme: str, attack: Attack) -> Scene:

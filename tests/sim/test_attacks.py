@@ -23,6 +23,8 @@ from tests.sim.attacks import (
 )
 from tests.sim.dialogue import past
 
+pytest.importorskip("seal", reason="Microsoft SEAL comes with the extra 'blind'")
+
 AUTHENTICATED = [scheme for scheme in SCHEMES if scheme != PaperA.name]
 UNALTERED = (Attack.LISTEN, Attack.REORDER, Attack.DROP, Attack.PRETEND)
 ALTERING = [attack for attack in Attack if attack not in UNALTERED]

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
+from keyhaul import blindkeys
+from keyhaul.config import BlindConfig
 from keyhaul.control import Directory
 from keyhaul.entropy import SystemEntropy
 from keyhaul.errors import KeyhaulError, Malformed, PeerUnreachable, Unauthorized, Unavailable
@@ -31,10 +33,12 @@ from keyhaul.links.sealed import SealedLink
 from keyhaul.links.supply import Supply
 from keyhaul.messages.envelope import Mode
 from keyhaul.messages.etsi014 import Delivered, Order
+from keyhaul.messages.payload import Scheme
 from keyhaul.minting import OwnMint
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
+from keyhaul.policy import NO_POLICY
 from keyhaul.relay import Relay
 from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
@@ -139,9 +143,22 @@ class SimNode:
     async def _start(self) -> None:
         world, signer, anchors = self.world, SimSigner(self.name), SimAnchors()
         clock = SimClock(self.name, world.faults.wrong)
-        self.honest = {each.name: Watched(each, world, self.name) for each in (Trusted(), Masked())}
         directory = Directory(anchors, world.network.domains)
-        self.pairing = Pairing(signer, "sim", directory, self.ledger, clock)
+        wanted = world.blind.get(self.name, BlindConfig())
+        blind, keys = blindkeys.build(wanted, self.ledger, clock, directory)
+        schemes: list[Scheme] = [Trusted(), Masked(once=world.once), *([blind] if blind else []), *world.more]
+        self.honest = {each.name: Watched(each, world, self.name) for each in schemes}
+        self.pairing = Pairing(
+            signer,
+            "sim",
+            directory,
+            self.ledger,
+            clock,
+            kem=world.kem,
+            schemes=tuple(self.honest),
+            labels=("pq",) if self.name not in world.classic else (),
+            others=[keys] if keys is not None else [],
+        )
         self.links: dict[str, SealedLink] = {}
         self.refills: dict[str, Refill] = {}
         for edge in world.edges:
@@ -155,6 +172,8 @@ class SimNode:
             self.ledger,
             clock,
         )
+        if keys is not None:
+            keys.hurry = self.gossip.hurry
         self.site = Site(
             name=self.name,
             ledger=self.ledger,
@@ -170,6 +189,7 @@ class SimNode:
                 for name, gateway in world.foreign.items()
                 if gateway == self.name
             },
+            policy=world.policy,
         )
         self.outbox = Outbox(SimPeers(world, self.name), clock, self.spawn)
         self.settlement = Settlement(self.site, self.outbox)
@@ -293,6 +313,12 @@ class World:
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self._used: set[str] = set()
         self.settings = Settings(**settings)
+        # Set these before `start`.
+        self.blind: dict[str, BlindConfig] = {}
+        self.more: list[Scheme] = []
+        self.kem, self.once = "ml-kem-768", False
+        self.policy = NO_POLICY
+        self.classic: set[str] = set()  # nodes that do not vouch for post-quantum TLS
         self.edges = [Edge(a, b, kind, "expanded" if kind == "qkd" else "kem") for a, b, kind in links]
         names = sorted({name for edge in self.edges for name in (edge.a, edge.b)})
         self.foreign = dict(foreign or {})
@@ -428,10 +454,24 @@ class World:
     # --- what SAEs do
 
     async def ask(
-        self, a: str, b: str | tuple[str, ...], number: int = 1, size: int = 256
+        self,
+        a: str,
+        b: str | tuple[str, ...],
+        number: int = 1,
+        size: int = 256,
+        mandatory: Mapping[str, Any] | None = None,
+        optional: Mapping[str, Any] | None = None,
     ) -> list[Delivered]:
         targets = (b,) if isinstance(b, str) else b
-        order = Order(f"sae-{a}", tuple(f"sae-{name}" for name in targets), number, size)
+        options = {**(mandatory or {}), **(optional or {})}
+        order = Order(
+            f"sae-{a}",
+            tuple(f"sae-{name}" for name in targets),
+            number,
+            size,
+            options,
+            frozenset(mandatory or ()),
+        )
         return await self.nodes[a].origin.request(order)
 
     async def fetch(self, a: str, b: str, key_ids: Sequence[UUID]) -> list[Delivered]:

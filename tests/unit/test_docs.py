@@ -17,21 +17,25 @@ from keyhaul.config.parse import load
 from keyhaul.keys import State
 from keyhaul.lifecycle import NEXT
 from keyhaul.messages import labels
-from keyhaul.policy import Limits
+from keyhaul.policy import Limits, Rule
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS = (
     config.AuditConfig,
+    config.BlindConfig,
     config.Delivery,
     config.DeviceEnd,
     config.Listener,
+    config.MaskedConfig,
     config.NetworkLink,
     config.Peer,
     config.Prefetch,
+    config.SchemesConfig,
     config.SlotSource,
     config.StoreConfig,
     Limits,
     Rules,
+    Rule,
 )
 
 

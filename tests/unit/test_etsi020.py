@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhaul.errors import (
@@ -112,6 +112,7 @@ def dump(body: Any) -> bytes:
 # --- there and back
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(uuids, st.binary(min_size=1, max_size=80), min_size=1, max_size=3),
     names,
@@ -139,6 +140,7 @@ def test_transfers_survive_and_conform_to_the_schema(
         check("ext_key_container", body)
 
 
+@settings(deadline=None)
 @given(
     st.lists(uuids, max_size=4).map(tuple), st.sampled_from(AckStatus), names, targets, st.text(max_size=20)
 )
@@ -149,6 +151,7 @@ def test_acks_survive(
     assert decode_acks(encode_acks([sent], sealed=True), sealed=True) == (sent,)
 
 
+@settings(deadline=None)
 @given(st.lists(uuids, min_size=1, max_size=4).map(tuple), names, targets, st.booleans())
 def test_voids_survive(ids: tuple[UUID, ...], initiator: str, to: tuple[str, ...], confirm: bool) -> None:
     sent = Void(ids, initiator, to, URL, confirm)
@@ -228,6 +231,7 @@ def test_key_bits_do_not_print() -> None:
 # --- SAE ids
 
 
+@settings(deadline=None)
 @given(names)
 def test_every_local_id_goes_over_the_wire_and_back(name: str) -> None:
     wire = wire_sae_id(name)
@@ -235,6 +239,7 @@ def test_every_local_id_goes_over_the_wire_and_back(name: str) -> None:
     assert local_sae_id(wire) == name
 
 
+@settings(deadline=None)
 @given(wires)
 def test_every_conformant_foreign_id_comes_back_as_it_came(wire: str) -> None:
     assert wire_sae_id(local_sae_id(wire)) == wire
@@ -589,12 +594,14 @@ def test_long_answers_are_cut() -> None:
     check("problem_details", plain_problem(404, "no such path"))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64) | values.map(dump))
 def test_reading_answers_never_fails(body: bytes) -> None:
     assert parse_problem(body).isprintable()
     assert isinstance(problem_slug(body), str)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64) | values.map(dump) | st.builds(lambda v: dump(transfer(keys=v)), values))
 def test_decoders_refuse_garbage_and_nothing_else(body: bytes) -> None:
     for decode in (decode_ext_keys, decode_acks, decode_void):

@@ -10,6 +10,7 @@ import pytest
 
 from keyhaul.control import Descriptor, Directory, publish
 from keyhaul.errors import KeyhaulError, Malformed, Tampered, Unavailable
+from keyhaul.kem import KEMS
 from keyhaul.messages import labels
 from keyhaul.messages.payload import Pair
 from keyhaul.pairing import ID_BYTES, KEM_LIFE, KEM_OVERLAP, PAIR_LIFE, Pairing
@@ -37,11 +38,11 @@ class Net:
         self.directories: dict[str, Directory] = {}
         self.nodes: dict[str, Pairing] = {}
 
-    async def start(self, *names: str) -> None:
+    async def start(self, *names: str, kem: str = "ml-kem-768") -> None:
         for name in names or NODES:
             self.directories[name] = Directory(Anchors(), dict.fromkeys(NODES, "lab"))
             self.nodes[name] = Pairing(
-                Identity(name), "lab", self.directories[name], self.ledgers[name], self.clock
+                Identity(name), "lab", self.directories[name], self.ledgers[name], self.clock, kem=kem
             )
             await self.nodes[name].start()
         self.announce()
@@ -51,11 +52,17 @@ class Net:
             for directory in self.directories.values():
                 directory.receive(pairing.announce(), self.clock.now())
 
-    async def out(self, origin: str, destination: str) -> Pair:
-        return await self.nodes[origin].outgoing(destination, self.clock.now())
+    async def out(self, origin: str, destination: str, *, once: bool = False) -> Pair:
+        return await self.nodes[origin].outgoing(destination, self.clock.now(), once=once)
 
     async def taken(self, at: str, pair: Pair, origin: str) -> bytes:
         return (await self.nodes[at].incoming(pair.id + pair.statement, origin)).secret.reveal()
+
+
+def announced(node: Pairing, kem: str = "ml-kem-768") -> bytes:
+    """The id of the key of a kind that a node announces."""
+    said = msgspec.msgpack.decode(node.announce().body, type=Descriptor)
+    return next(key.id for key in said.keys if key.profile == kem)
 
 
 async def net() -> Net:
@@ -196,7 +203,7 @@ async def forge(here: Net, signer: str = "vigo", **changes: object) -> bytes:
     body, _ = msgspec.msgpack.decode(pair.statement)
     said = dict(
         zip(
-            ("origin", "destination", "kem_id", "ciphertext", "issued", "expires"),
+            ("origin", "destination", "kem", "kem_id", "ciphertext", "issued", "expires", "once"),
             msgspec.msgpack.decode(body),
             strict=True,
         )
@@ -213,6 +220,9 @@ async def forge(here: Net, signer: str = "vigo", **changes: object) -> bytes:
         ("vigo", {"origin": "derio"}),
         ("vigo", {"destination": "derio"}),
         ("vigo", {"kem_id": bytes(16)}),
+        ("vigo", {"kem": "ml-kem-1024"}),
+        ("vigo", {"kem": "ml-kem-512"}),
+        ("vigo", {"once": 1}),
         ("vigo", {"ciphertext": bytes(1087)}),
         ("vigo", {"expires": 1_799_999_999.0}),
         ("vigo", {"expires": float("nan")}),
@@ -286,25 +296,25 @@ def test_keys_rotate_half_way_and_old_ones_open_for_a_while() -> None:
     async def story() -> None:
         here = await net()
         bilbao = here.nodes["bilbao"]
-        first = msgspec.msgpack.decode(bilbao.announce().body)[5]
+        first = announced(bilbao)
         pair = await here.out("vigo", "bilbao")
         here.clock.time += KEM_LIFE / 2
         await bilbao.rotate()
-        assert msgspec.msgpack.decode(bilbao.announce().body)[5] == first, "half way is not yet over"
+        assert announced(bilbao) == first, "half way is not yet over"
         here.clock.time += 1
         await bilbao.rotate()
         here.announce()
-        assert msgspec.msgpack.decode(bilbao.announce().body)[5] != first
+        assert announced(bilbao) != first
         fresh = await here.out("vigo", "bilbao")
         assert await here.taken("bilbao", fresh, "vigo") == fresh.secret.reveal()
         with pytest.raises(Tampered):
             await here.taken("bilbao", pair, "vigo")  # its own time is over
-        assert len(await here.ledgers["bilbao"].items("kem/destination")) == 2
+        assert len(await here.ledgers["bilbao"].items("kem/destination")) == 2 * len(KEMS)
         here.clock.time += KEM_LIFE / 2 + KEM_OVERLAP
         await bilbao.rotate()
         kept = await here.ledgers["bilbao"].items("kem/destination")
         assert first.hex() not in kept, "an old private key is erased"
-        assert len(kept) == 2
+        assert len(kept) == 2 * len(KEMS)
 
     run(story())
 
@@ -349,14 +359,73 @@ def test_a_descriptor_that_ran_out_gives_no_secret() -> None:
             await here.out("vigo", "bilbao")
         directory = here.directories["vigo"]
         now = here.clock.now()
-        stranger = publish(
-            msgspec.structs.replace(
-                msgspec.msgpack.decode(here.nodes["bilbao"].announce().body, type=Descriptor),
-                expires=now + 9,
-            ),
-            Identity("bilbao"),
-        )
-        assert directory.receive(stranger, now) is not None
+        said = msgspec.msgpack.decode(here.nodes["bilbao"].announce().body, type=Descriptor)
+        longer = msgspec.structs.replace(said, expires=now + 9)
+        assert directory.receive(publish(longer, Identity("bilbao")), now) is not None
+        with pytest.raises(Unavailable):
+            await here.out("vigo", "bilbao")  # the descriptor is good, its key is not
+        keys = tuple(msgspec.structs.replace(key, expires=now + 9) for key in said.keys)
+        fresh = msgspec.structs.replace(longer, keys=keys, sequence=longer.sequence + 1)
+        assert directory.receive(publish(fresh, Identity("bilbao")), now) is not None
         assert (await here.out("vigo", "bilbao")).statement
+
+    run(story())
+
+
+# ---------------------------------------------------------------------- kinds of KEM, one payload a secret
+
+
+@pytest.mark.parametrize("kem", sorted(KEMS))
+def test_the_origin_chooses_the_kem_and_every_destination_has_a_key_for_it(kem: str) -> None:
+    async def story() -> None:
+        here = Net()
+        await here.start("bilbao")
+        await here.start("vigo", kem=kem)
+        here.announce()
+        pair = await here.out("vigo", "bilbao")
+        assert await here.taken("bilbao", pair, "vigo") == pair.secret.reveal()
+        said = msgspec.msgpack.decode(msgspec.msgpack.decode(pair.statement)[0])
+        assert (said[2], len(said[4])) == (kem, KEMS[kem].ciphertext)
+        await here.start("bilbao")
+        late = await here.out("vigo", "bilbao")
+        here.nodes["vigo"].forget("bilbao")
+        assert await here.taken("bilbao", late, "vigo") == late.secret.reveal(), "unsealed after a restart"
+
+    run(story())
+
+
+def test_a_destination_without_a_key_of_the_kind_gets_nothing() -> None:
+    async def story() -> None:
+        here = Net()
+        await here.start("bilbao")
+        await here.start("vigo", kem="ml-kem-1024")
+        said = msgspec.msgpack.decode(here.nodes["bilbao"].announce().body, type=Descriptor)
+        keys = tuple(key for key in said.keys if key.profile == "ml-kem-768")
+        only = msgspec.structs.replace(said, keys=keys, sequence=said.sequence + 1)
+        here.directories["vigo"].receive(publish(only, Identity("bilbao")), here.clock.now())
+        with pytest.raises(Unavailable, match="'bilbao' announces no current ml-kem-1024 key"):
+            await here.out("vigo", "bilbao")
+
+    run(story())
+
+
+def test_a_secret_of_one_payload_is_never_kept_and_never_the_same() -> None:
+    async def story() -> None:
+        here = await net()
+        first, second = (
+            await here.out("vigo", "bilbao", once=True),
+            await here.out("vigo", "bilbao", once=True),
+        )
+        assert first.id != second.id
+        assert not first.secret.same_as(second.secret)
+        for pair in (first, second, first):
+            assert await here.taken("bilbao", pair, "vigo") == pair.secret.reveal()
+        assert await here.ledgers["bilbao"].items("pair/in") == {}
+        with pytest.raises(Tampered):
+            await here.taken("bilbao", Pair(first.id, first.secret), "vigo")
+        here.nodes["vigo"].confirmed("bilbao", here.clock.now())
+        assert (await here.out("vigo", "bilbao", once=True)).statement, "a statement travels every time"
+        epoch = await here.out("vigo", "bilbao")
+        assert (await here.out("vigo", "bilbao")).id == epoch.id, "and the secret of the hour is another"
 
     run(story())

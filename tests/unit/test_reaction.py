@@ -42,7 +42,8 @@ class Submitter:
         shared, ciphertext = self.public.encapsulate()
         mask = change or bytes(CIPHERTEXT)
         altered = bytes(a ^ b for a, b in zip(ciphertext, mask, strict=True))
-        body = msgspec.msgpack.encode(["vigo", "bilbao", KEM_ID, altered, NOW, NOW + 3600])
+        said = ["vigo", "bilbao", "ml-kem-768", KEM_ID, altered, NOW, NOW + 3600, False]
+        body = msgspec.msgpack.encode(said)
         signed = msgspec.msgpack.encode([body, Identity(signer).sign(labels.PAIR_STATEMENT + body)])
         pair = Pair(_pair_id(signed), _pair_secret(shared, body), signed)
         return Masked().originate([Secret(bytes(32)), Secret(bytes(32))], self.context, pair)
@@ -97,15 +98,18 @@ def test_a_relay_gets_no_ciphertext_of_its_own_to_the_destinations_key(
         it = await submitter()
 
         class Untouched:
+            kem = "ml-kem-768"
+
             def decapsulate(self, ciphertext: bytes) -> bytes:
                 raise AssertionError("decapsulated what no origin signed")
 
-        own, issued = it.pairing._own[KEM_ID]
-        monkeypatch.setitem(it.pairing._own, KEM_ID, (Untouched(), issued))
+        held = it.pairing._keys._own
+        own = held[KEM_ID]
+        monkeypatch.setitem(held, KEM_ID, replace(own, key=Untouched()))
         for _ in range(64):
             with pytest.raises(Tampered):
                 await it.pairing.incoming(it.payload(signer="relay").head, "vigo")
-        monkeypatch.setitem(it.pairing._own, KEM_ID, (own, issued))
+        monkeypatch.setitem(held, KEM_ID, own)
         assert await it.submit(it.payload())
 
     asyncio.run(attack())

@@ -305,7 +305,11 @@ def confirmations() -> Iterator[Vector]:
 
 
 def descriptors() -> Iterator[Vector]:
-    said = control.Descriptor("vigo", "lab", 7, NOW, NOW + 3600, fixed("kem id", 16), fixed("public", 1184))
+    keys = (
+        control.PublicKey("ml-kem-768", fixed("public", 1184), NOW, NOW + 3600),
+        control.PublicKey("bfv-dense", fixed("bfv public", 4353), NOW, NOW + 1800),
+    )
+    said = control.Descriptor("vigo", "lab", 7, NOW, NOW + 3600, keys, ("trusted", "blind"), ("pq",))
     record = control.publish(said, Identity("vigo"))
     fields = {
         "node": said.node,
@@ -313,8 +317,11 @@ def descriptors() -> Iterator[Vector]:
         "sequence": str(said.sequence),
         "issued": repr(said.issued),
         "expires": repr(said.expires),
-        "kem-id": said.kem_id.hex(),
-        "kem-public": said.kem_public.hex(),
+        "kem-public": keys[0].public.hex(),
+        "bfv-public": keys[1].public.hex(),
+        "bfv-expires": repr(keys[1].expires),
+        "schemes": " ".join(said.schemes),
+        "labels": " ".join(said.labels),
     }
     yield Vector("descriptor/good.txt", {"expect": "ok", **fields}, control.encode_records([record]))
     bad = {
@@ -326,10 +333,13 @@ def descriptors() -> Iterator[Vector]:
     for name, each in bad.items():
         body = control.encode_records([each])
         yield Vector(f"descriptor/{name}.txt", {"expect": "tampered"}, body)
-    short = msgspec.structs.replace(said, kem_public=said.kem_public[:-1])
+    clipped = msgspec.structs.replace(keys[1], public=keys[1].public[:-1])
+    short = msgspec.structs.replace(said, keys=(keys[0], clipped))
+    twice = msgspec.structs.replace(said, keys=(keys[0], keys[0]))
     garbage = msgspec.msgpack.encode(["vigo"])
     wrong = {
         "key-short": control.encode_records([control.publish(short, Identity("vigo"))]),
+        "profile-twice": control.encode_records([control.publish(twice, Identity("vigo"))]),
         "no-descriptor": control.encode_records([control.Record(garbage, record.certificate, b"")]),
         "no-list": msgspec.msgpack.encode(record),
         "node-not-utf-8": control.encode_records(
@@ -343,7 +353,10 @@ def descriptors() -> Iterator[Vector]:
 def statements() -> Iterator[Vector]:
     """A pair's statement; any ciphertext decapsulates to something, so a fixed one will do."""
     body = msgspec.msgpack.encode(
-        ["vigo", "bilbao", fixed("kem id", 16), fixed("statement ciphertext", 1088), NOW, NOW + 10_800]
+        [
+            *("vigo", "bilbao", "ml-kem-768", fixed("kem id", 16), fixed("statement ciphertext", 1088)),
+            *(NOW, NOW + 10_800, False),
+        ]
     )
     signature = Identity("vigo").sign(labels.PAIR_STATEMENT + body)
     signed = msgspec.msgpack.encode([body, signature])
@@ -366,7 +379,7 @@ class Now:
 async def destination(kem_id: bytes, seed: bytes) -> Pairing:
     """Node `bilbao` with a fixed key, to which `vigo` is known."""
     directory = Directory(Anchors(), {"vigo": "lab"})
-    said = control.Descriptor("vigo", "lab", 1, NOW, NOW + 3600, bytes(16), bytes(1184))
+    said = control.Descriptor("vigo", "lab", 1, NOW, NOW + 3600, ())
     directory.receive(control.publish(said, Identity("vigo")), NOW)
     ledger = MemoryLedger()
     async with ledger.edit() as change:

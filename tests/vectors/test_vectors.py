@@ -168,15 +168,20 @@ def test_descriptor(vector: Vector) -> None:
             directory.receive(control.decode_records(vector.body)[0], make.NOW)
         assert directory.nodes() == []
         return
-    fields = vector.fields
+    fields, now = vector.fields, make.NOW
+    kem_over, bfv_over = float(fields["expires"]), float(fields["bfv-expires"])
     said = control.Descriptor(
         fields["node"],
         fields["domain"],
         int(fields["sequence"]),
         float(fields["issued"]),
         float(fields["expires"]),
-        vector.bytes_of("kem-id"),
-        vector.bytes_of("kem-public"),
+        (
+            control.PublicKey("ml-kem-768", vector.bytes_of("kem-public"), now, kem_over),
+            control.PublicKey("bfv-dense", vector.bytes_of("bfv-public"), now, bfv_over),
+        ),
+        tuple(fields["schemes"].split()),
+        tuple(fields["labels"].split()),
     )
     assert control.encode_records([control.publish(said, Identity("vigo"))]) == vector.body
     known = directory.receive(control.decode_records(vector.body)[0], make.NOW)
