@@ -14,7 +14,7 @@ from typing import Any
 
 from keyhaul.testbed.benchmarks import watched
 from keyhaul.testbed.benchmarks.report import Report
-from keyhaul.testbed.benchmarks.stage import Say, Stage, load, stage
+from keyhaul.testbed.benchmarks.stage import Say, Stage, WatchedTestbed, load, stage
 from keyhaul.testbed.topology import named
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 7)
@@ -33,7 +33,7 @@ async def run(report: Report, *, quick: bool, say: Say) -> None:
         say("keys")
         found = await load(_task(on, LENGTHS, 30 if quick else 200))
         _times(report, found)
-    async with stage(topology, settings={"delivery": {"pool": 0}}, say=say, watched=True) as on:
+    async with stage(topology, settings={"delivery": {"pool": 0}}, say=say, kind=WatchedTestbed) as on:
         await on.rest(*nodes)
         say("steps")
         found = await load(_task(on, (1, 7), 20 if quick else 60, pause=0.05))

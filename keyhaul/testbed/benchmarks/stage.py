@@ -114,10 +114,9 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(
-    topology: Topology, *, settings: Mapping[str, Any], say: Say, watched: bool = False
+    topology: Topology, *, settings: Mapping[str, Any], say: Say, kind: type[Testbed] = Testbed
 ) -> AsyncIterator[Stage]:
     """A fresh network in a temporary directory; everything ends with the context."""
-    kind = WatchedTestbed if watched else Testbed
     with tempfile.TemporaryDirectory(prefix="keyhaul-bench-") as folder:
         directory = Path(folder) / "testbed"
         async with kind(topology, directory, restart=False, settings=settings, progress=say) as testbed:
