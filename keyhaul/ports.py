@@ -158,6 +158,9 @@ class Link(Protocol):
         Raises Malformed, Tampered, InsufficientKey (device key not there yet) or Conflict.
         """
 
+    def recheck(self) -> None:
+        """The neighbour's store may be another than before: use nothing it does not confirm or make anew."""
+
     def doubt(self) -> None:
         """The neighbour could not open what was sealed for it: do not use what was agreed on ahead."""
 

@@ -328,6 +328,8 @@ class Settlement:
         """The neighbour kept nothing: the leg has failed. For an ack or a void there is nothing to undo."""
         if message.sealed and answer.status == Tampered.status:
             self.site.link(message.peer).doubt()
+        elif message.sealed:
+            self.site.link(message.peer).recheck()
         await self._give_up(message, void=False)
 
     async def lapsed(self, message: Message) -> None:

@@ -7,10 +7,11 @@ weaker than what was recorded is accepted in silence.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import structlog
 
 from keyhaul.config import SlotSource, StoreConfig
 from keyhaul.errors import SealError
+from keyhaul.keys import Secret
 from keyhaul.ports import Ledger
 from keyhaul.stores import sealing
 from keyhaul.stores.sqlcipher import SqlcipherLedger
 
-_SPACE, _EPOCH = "rollback", "epoch"
+EPOCH = ("rollback", "epoch")
 
 log = structlog.get_logger("keyhaul.vault")
 
@@ -41,7 +43,7 @@ def create_root(store: StoreConfig) -> sealing.Opened:
     """Make the key-slot file of a new node with every slot that works here. Raises SealError."""
     opened = sealing.create(store.root, slots(store.slots))
     if opened.kind.startswith("tpm"):
-        _counter(store, opened).define()
+        counter(store, opened).define()
     return opened
 
 
@@ -55,11 +57,31 @@ async def open_vault(store: StoreConfig) -> Vault:
     try:
         ledger = await SqlcipherLedger.open(store.file, page_key=page_key, field_key=field_key)
         if opened.kind.startswith("tpm"):
-            await _check_rollback(ledger, _counter(store, opened))
+            try:
+                await _check_rollback(ledger, counter(store, opened))
+            except BaseException:
+                await ledger.close()
+                raise
     finally:
         for secret in (page_key, field_key, opened.root):
             secret.wipe()
     return Vault(ledger, opened.kind, opened.grade.value, opened.warnings)
+
+
+@contextlib.contextmanager
+def keys(store: StoreConfig) -> Iterator[tuple[Secret, Secret, sealing.Opened]]:
+    """The keys of a store's pages and fields, and the root they come from; wiped afterwards. Blocks.
+
+    Raises SealError.
+    """
+    opened = sealing.open_root(store.root, slots(store.slots))
+    page_key = sealing.derive(opened.root, "store/page", 48)
+    field_key = sealing.derive(opened.root, "store/field")
+    try:
+        yield page_key, field_key, opened
+    finally:
+        for secret in (page_key, field_key, opened.root):
+            secret.wipe()
 
 
 def slots(sources: Sequence[SlotSource]) -> list[sealing.Slot]:
@@ -105,7 +127,8 @@ def _asker(source: SlotSource, what: str) -> Callable[[], str]:
     return ask
 
 
-def _counter(store: StoreConfig, opened: sealing.Opened) -> sealing.NvCounter:
+def counter(store: StoreConfig, opened: sealing.Opened) -> sealing.NvCounter:
+    """The counter of the TPM whose slot opened the root."""
     source = next(source for source in store.slots if source.kind == "tpm")
     tcti = source.tcti or sealing.default_tcti() or "device:/dev/tpmrm0"
     return sealing.NvCounter(tcti, opened.root)
@@ -113,12 +136,12 @@ def _counter(store: StoreConfig, opened: sealing.Opened) -> sealing.NvCounter:
 
 async def _check_rollback(ledger: Ledger, counter: sealing.Counter) -> None:
     """Compare the ledger with the TPM's counter and turn both one step on, crash-safe."""
-    stored = await ledger.item(_SPACE, _EPOCH)
+    stored = await ledger.item(*EPOCH)
     loop = asyncio.get_running_loop()
 
     async def keep(epoch: tuple[int, int]) -> None:
         async with ledger.edit() as change:
-            change.put(_SPACE, _EPOCH, f"{epoch[0]} {epoch[1]}".encode())
+            change.put(*EPOCH, f"{epoch[0]} {epoch[1]}".encode())
 
     def save(epoch: tuple[int, int]) -> None:
         asyncio.run_coroutine_threadsafe(keep(epoch), loop).result()

@@ -34,6 +34,11 @@ async def open_audit(settings: AuditConfig, signer: Signer, ledger: Ledger) -> A
 
 async def tell_of_changes(audit: AuditLog, config: NodeConfig, ledger: Ledger) -> None:
     """A line for each part of the configuration that is not what it was when the node last looked."""
+    restored = await ledger.item("restored", "backup")
+    if restored is not None:
+        audit.note("restored", **msgspec.json.decode(restored))
+        async with ledger.edit() as change:
+            change.erase("restored", "backup")
     parts: Mapping[str, Any] = {
         "peers": config.peers,
         "network": config.network,

@@ -7,6 +7,7 @@ import typer
 from keyhaul import __version__
 from keyhaul.cli import (
     audit,
+    backup,
     bench,
     chaos,
     config,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 init.register(app)
 operator.register(app)
+backup.register(app)
 demo.register(app)
 dashboard.register(app)
 bench.register(app)

@@ -121,6 +121,10 @@ class DeviceKeys:
         """
         self._burned.extend(name for name, _ in self.supply.drain())
 
+    def reoffer(self) -> None:
+        """The neighbour may have lost its halves: only what it says again that it holds is ready."""
+        self._offered.update({name: _Offered(bits) for name, bits in self.supply.drain()})
+
     async def draw(self) -> list[str]:
         """Fetch what the supply lacks from the device, save it, and name all ids to offer."""
         expected = sum(entry.tries < EXPECTED_TRIES for entry in self._offered.values())

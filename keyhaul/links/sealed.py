@@ -109,6 +109,7 @@ class SealedLink:
         self._device = device
         self._suite = suite
         self._next = self._limit = 0
+        self._peer_epoch = b""  # of the last message accepted in this run
         self._numbering = asyncio.Lock()
         self._claims: deque[str] = deque()
         self._claimed: set[str] = set()  # numbers that may be claimed; the ledger decides
@@ -200,6 +201,12 @@ class SealedLink:
         if self._device is not None and self._device.ahead:
             self._device.doubt()
 
+    def recheck(self) -> None:
+        """See ports.Link."""
+        self._peer_keys.drain()
+        if self._device is not None and self._device.ahead:
+            self._device.reoffer()
+
     def give_back(self, keys: list[tuple[str, Secret]], *, burned: bool) -> None:
         if self._device is not None and keys:
             self._device.give_back(keys, burned=burned)
@@ -242,6 +249,9 @@ class SealedLink:
 
     def accept(self, change: Change, header: Header) -> None:
         """Claim the message's number and erase its keys, all in one commit."""
+        if self._peer_epoch not in (b"", header.epoch):
+            self.recheck()  # another store than before: restored, or made anew
+        self._peer_epoch = header.epoch
         space = f"seen/{self.peer}"
         name = _claim_name(header)
         change.claim(space, name, header.message_id)

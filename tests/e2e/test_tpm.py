@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import importlib.util
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from keyhaul import backups, vault
 from keyhaul.errors import SealError
 from keyhaul.stores.sealing import (
     Cost,
@@ -33,6 +35,7 @@ from keyhaul.stores.sealing import (
     open_root,
 )
 from keyhaul.stores.sealing.tss import connected
+from tests.nodes import make_node, make_ports
 
 pytestmark = [
     pytest.mark.e2e,
@@ -425,3 +428,25 @@ def test_a_restored_old_store_is_refused_by_the_real_counter(tmp_path: Path, cou
     shutil.copy(copy, store)
     with pytest.raises(SealError, match="rollback"):
         guard.advance()
+
+
+def test_a_restored_backup_starts_under_the_counter_only_where_that_is_asked_for(
+    tmp_path: Path, tpm: SoftwareTpm
+) -> None:
+    slots = {"slots": [{"kind": "tpm", "tcti": tpm.tcti}]}
+    config = make_node(tmp_path / "node", make_ports(tmp_path / "pki"), store=slots)
+
+    async def start() -> None:
+        await (await vault.open_vault(config.store)).ledger.close()
+
+    asyncio.run(start())
+    backups.back_up(config, tmp_path / "copy")
+    asyncio.run(start())
+    done = backups.restore(tmp_path / "copy", config.file, replace=True)
+    assert "--rebase-counter" in done.warnings[0]
+    with pytest.raises(SealError, match="rollback"):
+        asyncio.run(start())
+    done = backups.restore(tmp_path / "copy", config.file, replace=True, rebase_counter=True)
+    assert done.warnings == ()
+    asyncio.run(start())
+    asyncio.run(start())
