@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from keyhaul.control import Directory, Known, Record, decode_records, encode_records
-from keyhaul.errors import KeyhaulError
+from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.pairing import Pairing
 from keyhaul.ports import Clock, Ledger
 
@@ -82,9 +82,14 @@ class Gossip:
                 tasks.create_task(self._tell(name, neighbour))
             while True:
                 self._due.clear()
-                await self.announce()
+                pause = ANNOUNCE_EVERY
+                try:
+                    await self.announce()
+                except Unavailable as error:  # the disk; nobody would hear of this node any more
+                    log.warning("not announced; tried again later", cause=error.cause)
+                    pause = LONGEST_PAUSE
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._due.wait(), ANNOUNCE_EVERY)
+                    await asyncio.wait_for(self._due.wait(), pause)
 
     def hurry(self) -> None:
         """Announce now: a key was replaced before its time."""

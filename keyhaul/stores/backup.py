@@ -29,8 +29,8 @@ from keyhaul.stores.engine import Statement
 from keyhaul.stores.sqlcipher import SqlcipherLedger
 
 _FOR_EVER = 1e15  # Unix seconds
-_ONE_TIME = ("pad/*", "kem/*", "pair/*", "sequence")
-"""Spaces of items that must not be met again, as patterns of GLOB."""
+_LASTING = ("seen/*", "directory", "audit", "rollback")
+"""Spaces of items that stay good, as GLOB patterns; all others hold what is used once, or was erased since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ async def renew(path: Path, page_key: Secret, field_key: Secret, items: Items) -
         keys = await _expire(ledger)
         submit = ledger.engine.submit
         messages = await submit([Statement("DELETE FROM outbox", ())])
-        erase = "DELETE FROM items WHERE space GLOB ?"
-        erased = await submit([Statement(erase, (pattern,)) for pattern in _ONE_TIME])
+        others = " AND ".join("space NOT GLOB ?" for _ in _LASTING)
+        erased = await submit([Statement(f"DELETE FROM items WHERE {others}", _LASTING)])  # noqa: S608
         incarnation = secrets.token_bytes(INCARNATION_BYTES)
         renamed = "UPDATE meta SET value = ? WHERE name = 'incarnation'"
         await submit([Statement(renamed, (incarnation,))])

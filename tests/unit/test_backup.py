@@ -61,6 +61,8 @@ SPACES = {
     "kem/destination": True,
     "pair/in": True,
     "sequence": True,
+    "bfv/destination": True,
+    "something new": True,
     "seen/derio": False,
     "directory": False,
 }
