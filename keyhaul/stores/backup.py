@@ -30,7 +30,7 @@ from keyhaul.stores.sqlcipher import SqlcipherLedger
 
 _FOR_EVER = 1e15  # Unix seconds
 _LASTING = ("seen/*", "directory", "audit", "rollback")
-"""Spaces of items that stay good, as GLOB patterns; all others hold what is used once, or was erased since."""
+"""Spaces of items that stay good, as GLOB patterns; others hold what is used once, or was erased since."""
 
 
 @dataclass(frozen=True, slots=True)
