@@ -19,12 +19,32 @@ from keyhaul.conformance.call import Caller
 from keyhaul.edge import tls
 from keyhaul.errors import KeyNotFound, Unavailable
 from keyhaul.identity import urn
+from keyhaul.keys import Message, Secret
+from keyhaul.messages import etsi020
+from keyhaul.messages.payload import Pair, Scheme
+from keyhaul.messages.wrapping import Wrapping, wrap
 from keyhaul.node import Node
+from keyhaul.schemes.bfv import DENSE
+from keyhaul.schemes.blind import Blind
+from keyhaul.schemes.masked import Masked
 from tests.gateway import Gateway, make_gateway
 from tests.interop.minimal020 import MinimalKme
+from tests.neighbours import context as vouched
 
 pytestmark = pytest.mark.e2e
 OURS, THEIRS = "sae-vigo", "SAE_B"
+
+
+class _Numbers:
+    """Bytes of the right form in place of BFV; what is in them nobody here reads."""
+
+    profile = DENSE
+
+    def encrypt(self, public: bytes, plain: bytes) -> tuple[bytes, bytes]:
+        return bytes(len(plain)), bytes(DENSE.rest_bytes(len(plain)))
+
+
+BLIND = Blind(_Numbers(), lambda _: bytes([DENSE.id]))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -122,6 +142,37 @@ def test_a_void_overtakes_its_key_and_one_after_delivery_fails(gateway: Gateway,
             minimal.outcomes.clear()
             await asyncio.to_thread(minimal.send_void, base, THEIRS, [OURS], [late])
             assert await outcome(minimal, late) == "failed to void"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("scheme", [Masked(), BLIND], ids=["masked", "blind"])
+def test_a_foreign_kme_refuses_what_is_no_key_and_so_do_we(
+    scheme: Scheme, gateway: Gateway, minimal: MinimalKme
+) -> None:
+    """Masked keys and ciphertexts are not taken for keys: their extension is mandatory (020 V1.1.1 §2.5)."""
+    context = vouched(scheme=scheme.name, initiator=OURS, targets=(THEIRS,))
+    keys, pair = [Secret(bytes(32)), Secret(bytes(32))], Pair(bytes(16), Secret(bytes(32)))
+    payload = scheme.originate(keys, context, pair)
+
+    async def story() -> None:
+        async with running(gateway, minimal) as node:
+            own = node.urls["plain"] + "/kmapi/v1/ext_keys/ack"
+            transfer = wrap(Wrapping(context, payload, 0.0), own, 32473)
+            body = etsi020.encode_ext_keys(transfer)
+            message = Message(uuid4(), "kme-b", etsi020.EXT_KEYS, body, False, (), 0.0, 0.0)
+            answer = await node.peers.post(message)
+            assert answer.status == 503
+            assert "E32473_keyhaul" in answer.cause
+            assert minimal.keys == {}
+            values = {str(key.key_id): key.value for key in transfer.keys}
+            extension = {name: etsi020.plain(value) for name, value in transfer.extension_mandatory.items()}
+            status, told = await asyncio.to_thread(
+                minimal.send_keys, node.urls["plain"], THEIRS, [OURS], values, extension_mandatory=extension
+            )
+            assert status == 503
+            assert b"unsupported-mandatory-extension" in told
+            assert [await node.vault.ledger.find(key.key_id) for key in transfer.keys] == [[], []]
 
     asyncio.run(story())
 

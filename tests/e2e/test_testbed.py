@@ -212,6 +212,26 @@ def test_the_demonstration_compares_every_pair_and_leaves_nothing(tmp_path: Path
         assert result["scheme"]
         assert result["wire"]
         assert result["relays"]
+    schemes = {each["scheme"]: each for each in answer["schemes"]}
+    assert set(schemes) == {"trusted", "masked"}, "this network did not enable blind"
+    for name, can in (("trusted", "none"), ("masked", "computational")):
+        told = schemes[name]
+        assert (told["agree"], told["relays"], told["neighbour"]) == (True, can, can)
+        assert ("relay-blind" in told["labels"]) == (name == "masked")
+
+
+def test_the_network_of_paper_b_relays_under_scheme_blind(tmp_path: Path) -> None:
+    pytest.importorskip("seal", reason="Microsoft SEAL comes with the extra 'blind'")
+    done = subprocess.run([*KEYHAUL, "demo", "tecnalia", "--json"], capture_output=True, text=True)
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["pairs"], answer["agree"], answer["left_out"]) == (0, 20, 20, "")
+    assert {result["scheme"] for result in answer["results"]} == {"blind"}
+    assert [(each["scheme"], each["agree"]) for each in answer["schemes"]] == [
+        ("trusted", True),
+        ("masked", True),
+        ("blind", True),
+    ]
+    assert answer["schemes"][2]["labels"].split() == ["pq", "qkd", "relay-blind"]
 
 
 def ask(*words: str) -> Any:

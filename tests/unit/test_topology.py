@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from keyhaul.config import Mistakes, schemes
 from keyhaul.errors import ConfigError
 from keyhaul.routing import Edge, Network
 from keyhaul.testbed.layout import Layout
 from keyhaul.testbed.presets import PRESETS
-from keyhaul.testbed.topology import FOLDER, Topology, available, generate, named
+from keyhaul.testbed.topology import FOLDER, Topology, available, generate, named, read
 
 
 def network(topology: Topology) -> Network:
@@ -117,3 +118,28 @@ def test_mistakes_in_a_topology_are_told(tmp_path: Path, old: str, new: str, lin
     assert any(
         each.startswith(f"{file}:{line}: ") and cause in each for each in caught.value.cause.splitlines()
     )
+
+
+@pytest.mark.parametrize(("name", "default"), [("tecnalia", "blind"), ("galicia-basque", "auto")])
+def test_networks_of_the_papers_enable_blind_where_its_library_is(
+    name: str, default: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemes, "LIBRARIES", ("json",))
+    assert named(name).schemes() == {"default": default, "blind": {"enabled": True}}
+    assert named(name).left_out() == ""
+    monkeypatch.setattr(schemes, "LIBRARIES", ("json", "seal_of_nobody"))
+    assert named(name).schemes() is None
+    assert "seal_of_nobody cannot be imported" in named(name).left_out()
+
+
+def test_other_networks_do_without_blind_and_lack_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemes, "LIBRARIES", ("seal_of_nobody",))
+    assert named("line-3").schemes() is None
+    assert named("line-3").left_out() == ""
+
+
+def test_a_default_that_is_not_enabled_is_a_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "net.toml"
+    file.write_text('scheme = "blind"\nnodes = [{ name = "a" }, { name = "b" }]\n')
+    with pytest.raises(Mistakes, match="not enabled"):
+        read(file)
