@@ -7,6 +7,8 @@ crash-…; put that file into tests/fuzz/corpus/TARGET and it is tried by every 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -21,6 +23,9 @@ def main() -> None:
     sys.path.insert(0, str(HERE.parents[1]))
     with atheris.instrument_imports(include=["keyhaul"]):
         from tests.fuzz import mutate, targets
+
+        if importlib.util.find_spec("numpy") is not None:
+            importlib.import_module("keyhaul.schemes.dense")
 
     def one(data: bytes) -> None:
         targets.run(target, data)

@@ -97,14 +97,16 @@ def seeds() -> dict[str, dict[str, bytes]]:
     transfer = {"keys": [{**one, "value": VALUE}], **SAES, **CALL}
     extended = {**transfer, "extension_optional": {"E32473_x": {"a": [1, 2.50, "ñ"]}}}
     ack = {"key_id_container": [one], "ack_status": "relayed", **SAES, "message": "done"}
+    proofs = {"v": 1, "proofs": base64.b64encode(bytes(16)).decode()}
+    proved = {**ack, "extension": {"E32473_keyhaul": proofs}}
     draft = {"key_ids": [one], "ack_status": "voided", "initiator_sae_id": "A", "target_sae_id": "B"}
     asked = {"number": 2, "size": 512, "additional_slave_SAE_IDs": ["x"], "extension_optional": [{"a": 1}]}
     insisted = {"extension_mandatory": [{"keyhaul_scheme": "masked", "keyhaul_labels": ["its-wire"]}]}
     header = [1, 1, "kem", "vigo", "bilbao", b"epoch", 1, bytes(16), b"k", b"c", "vigo", ["m"], ["p"]]
     pack = msgspec.msgpack.encode
     sealed = pack([pack(header), bytes(12), bytes(40)])
-    descriptor = ["vigo", "galicia", 7, 1.8e9, 1.8e9 + 60, b"id", bytes(1184)]
-    statement = ["vigo", "bilbao", b"kem", bytes(1088), 1.8e9, 1.8e9 + 60]
+    announced = [["ml-kem-768", bytes(1184), 1.8e9, 1.8e9 + 60], ["unheard-of", b"key", 1.8e9, 1.8e9 + 60]]
+    descriptor = ["vigo", "galicia", 7, 1.8e9, 1.8e9 + 60, announced, ["trusted"], ["relay-blind"]]
     named = {"key_ID": ID, "key_ID_extension": {}}
     trusted = {"keyhaul_trust": {"wire": "computational"}}
     timeout = {"type": "https://qkd.etsi.org/gs020-interop-kms/timeout", "title": "timeout"}
@@ -132,7 +134,12 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "extended": _json(extended),
             "draft": _json({"ext_key_container": {**transfer, "extension_optional": [{"a": 1}]}}),
         },
-        "acks": {"v111": _json([ack]), "draft": _json(draft), "wrapped": _json({"ack_containers": [ack]})},
+        "acks": {
+            "v111": _json([ack]),
+            "proved": _json([proved]),
+            "draft": _json(draft),
+            "wrapped": _json({"ack_containers": [ack]}),
+        },
         "void": {
             "ids": _json({"key_ids": [ID], **SAES, **CALL}),
             "all": _json({"key_ids": [], **SAES, **CALL, "all_confirmation": True}),
@@ -146,7 +153,14 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "envelope_content": {"ack": pack(["ack", b"[]"])},
         "wrapping": {"masked": _json(EXTENSION)},
         "payload": {"short": bytes(80), "blind": bytes(32 + 16 + 32 + 2176) + trailer},
-        "pair_statement": {"one": pack([pack(statement), b"signature"])},
+        "pair_statement": {
+            name: pack([pack(["vigo", "bilbao", name, name.encode(), bytes(size), *times]), b"signature"])
+            for name, size, times in (
+                ("ml-kem-768", 1088, (1.8e9, 1.8e9 + 60, False)),
+                ("ml-kem-1024", 1568, (1.8e9, 1.8e9 + 60, True)),
+                ("ml-kem-768+x25519", 1168, (1.8e9, 1.8e9 + 60, True)),
+            )
+        },
         "dense_polynomial": {"zero": bytes(17), "ones": bytes([255] * 17), "small": bytes(range(34))},
         "records": {"one": pack([[pack(descriptor), b"vigo", b"signature"]]), "none": pack([])},
         "refill_request": {"want": pack([4, ["k1", "k2"]]), "reply": pack([batch, ["k1"]])},
