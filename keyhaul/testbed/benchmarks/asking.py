@@ -16,7 +16,7 @@ from typing import Any
 
 from keyhaul.testbed.benchmarks.wire import Caller, Json
 
-_held: list[tuple[Json, Json, dict[str, str]]] = []
+_held: list[tuple[Json, Json, dict[str, str], float]] = []
 
 FETCH = 64  # ids in one dec_keys
 AGAIN = 0.02  # seconds until a key that is still on its way is asked for again
@@ -34,7 +34,7 @@ async def sequence(task: Json) -> Json:
             await record.ask(near, far.id, task["number"])
             if record.status[-1] != 200:
                 await asyncio.sleep(task.get("pause", 0.0))
-    _held.append((task["near"], task["far"], record.keys))
+    _held.append((task["near"], task["far"], record.keys, time.monotonic()))
     return {**record.result(), "number": task["number"]}
 
 
@@ -49,18 +49,18 @@ async def burst(task: Json) -> Json:
             asks = (record.ask(near, far.id, task["number"]) for _ in range(task["concurrency"]))
             await asyncio.gather(*asks)
             rounds.append(len(record.took))
-    _held.append((task["near"], task["far"], record.keys))
+    _held.append((task["near"], task["far"], record.keys, time.monotonic()))
     return {**record.result(), "rounds": rounds}
 
 
 async def held(task: Json) -> Json:
-    """Compare all keys that earlier tasks of this process got, in `patience` seconds altogether."""
+    """Compare all keys that earlier tasks of this process got; each has `patience` seconds since then."""
     total: Counter[str] = Counter(same=0, different=0, missing=0)
-    give_up = time.monotonic() + task["patience"]
     while _held:
-        master, slave, keys = _held.pop()
+        master, slave, keys, since = _held.pop(0)
+        patience = max(0.0, since + task["patience"] - time.monotonic())
         async with Caller(master) as near, Caller(slave) as far:
-            total.update(await compare(near, far, keys, max(0.0, give_up - time.monotonic())))
+            total.update(await compare(near, far, keys, patience))
     return dict(total)
 
 

@@ -55,6 +55,7 @@ def fill(report: Report, units: Found, topology: Topology) -> None:
     _bursts(report, units, names)
     _correlated(report, units)
     _left_open(report, units, names)
+    _supply(report, units["otp: supply"])
     _compared(report, units)
 
 
@@ -347,6 +348,20 @@ def _cost(report: Report, units: Found, names: Sequence[str]) -> None:
         report.blocks.append(Figure(drawn, caption, small=True))
     heads = ("", "keys", "seconds", "processor seconds a second at rest, all nodes")
     report.blocks.append(Table("How the costs were measured", heads, rows))
+
+
+def _supply(report: Report, found: Mapping[str, Any]) -> None:
+    """Requests that found no key at the narrowest link have cost the links before it nevertheless."""
+    used = found["used"][found["narrowest"]]
+    note = f"{found['delivered']:,} bits of key, {used:,} of {found['narrowest']}, {found['refused']} refused"
+    what = "otp: key delivered, of what the narrowest link supplied"
+    report.add(what, [100 * found["delivered"] / used], "%", least=95, note=note)
+    rows = [
+        [name, f"{bits:,}", f"{100 * found['delivered'] / bits:.1f}"] for name, bits in found["used"].items()
+    ]
+    report.blocks.append(
+        Table("Pad mode otp", ("quantum link", "bits used", "of them delivered as key, %"), rows)
+    )
 
 
 def _compared(report: Report, units: Found) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from keyhaul.testbed.benchmarks.report import processor_seconds, resident_bytes
 from keyhaul.testbed.benchmarks.traffic import Traffic
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.processes import Process
-from keyhaul.testbed.topology import Topology
+from keyhaul.testbed.topology import Link, Topology, device_links
 
 Say = Callable[[str], None]
 
@@ -83,11 +84,19 @@ class Stage:
 
     async def device_bits(self) -> int:
         """Bits of device key that have been used so far on all quantum links, counted once for both ends."""
-        return await self._drawn_bits() - await self._ready_bits()
+        return sum((await self.link_bits()).values())
 
-    async def _ready_bits(self) -> int:
-        """Bits the nodes have drawn ahead, ready for their next messages."""
-        state, total = self.testbed.state(), 0
+    async def link_bits(self) -> dict[str, int]:
+        """The same for each quantum link: what was drawn, less what lies ready for the next messages."""
+        drawn, ready = await self._drawn_bits(), await self._ready_bits()
+        return {
+            link.name: drawn[link.name] - ready[link.name] for link, _ in device_links(self.testbed.topology)
+        }
+
+    async def _ready_bits(self) -> Counter[str]:
+        """Bits the nodes have drawn ahead, by link."""
+        state, found = self.testbed.state(), Counter[str]()
+        names = {pair: link.name for link in self.testbed.topology.links for pair in _both_ways(link)}
         admin = state["admin"]
         trusted = client_context(
             Credentials(Path(admin["cert"]), Path(admin["key"]), Path(admin["ca"])), Policy.COMPATIBLE
@@ -95,11 +104,13 @@ class Stage:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session:
             for node in state["nodes"]:
                 async with session.get(node["admin_url"] + "/admin/v1/status") as answer:
-                    total += sum(link["level_bits"] or 0 for link in (await answer.json())["links"])
-        return total
+                    for link in (await answer.json())["links"]:
+                        found[names[node["name"], link["peer"]]] += link["level_bits"] or 0
+        return found
 
-    async def _drawn_bits(self) -> int:
-        layout, total = self.testbed.layout, 0
+    async def _drawn_bits(self) -> Counter[str]:
+        """Bits the nodes have drawn from their devices, by link; every key is drawn at both ends."""
+        layout, found = self.testbed.layout, Counter[str]()
         for spot in layout.spots:
             files = self.testbed.operator(layout.domains[spot.link.a])
             trusted = client_context(Credentials(files.cert, files.key, files.ca), Policy.CLASSIC)
@@ -108,8 +119,12 @@ class Stage:
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session,
                 session.get(url) as answer,
             ):
-                total += (await answer.json())["bits"]["delivered"]
-        return total // 2
+                found[spot.link.name] += (await answer.json())["bits"]["delivered"]
+        return Counter({name: bits // 2 for name, bits in found.items()})
+
+
+def _both_ways(link: Link) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (link.a, link.b), (link.b, link.a)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ _BY_FAMILY, _DONE, _ERROR = 20, 3, 2  # message types of netlink
 _REQUEST = struct.Struct("=IHHII BBBBI 48x")
 _INFO = 2  # attribute INET_DIAG_INFO, a struct tcp_info
 _PORT_AT = 16 + 4  # source port, in network order, behind the netlink header and four bytes of inet_diag_msg
-_COOKIE_AT = 16 + 4 + 44  # behind ports, addresses and interface of struct inet_diag_sockid
+_COOKIE_AT = 16 + 4 + 40  # behind ports, addresses and interface of struct inet_diag_sockid
 _ATTRIBUTES_AT = 16 + 72
 _COUNTERS_AT = 120  # bytes_acked and bytes_received in struct tcp_info
 
