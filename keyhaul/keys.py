@@ -116,6 +116,7 @@ class Row:
     `peers` maps each onward destination to the neighbour the message goes to.
     `proofs` maps destinations to the tag that confirms the key (`messages.confirming`): at the origin the
     one that must come, elsewhere the one that came or was sent.
+    `took` and `passed`, by destination, are digests of what came and went (`messages.receipts`).
     `created`, `deadline`, `expires` are Unix seconds: the transfer must be confirmed by `deadline`,
     the key may be fetched until `expires`.
     """
@@ -139,13 +140,15 @@ class Row:
     secret: Secret | None = None
     history: tuple[Event, ...] = ()
     proofs: dict[str, bytes] = field(default_factory=dict)
+    took: bytes = b""
+    passed: dict[str, bytes] = field(default_factory=dict)
     version: int = 0  # of the stored row; 0 = not stored yet
 
     def draft(self) -> Row:
         """A copy that a step may change and then commit or drop."""
         copied = Row(*_members(self))
         copied.legs, copied.peers, copied.trust = dict(self.legs), dict(self.peers), dict(self.trust)
-        copied.proofs = dict(self.proofs)
+        copied.proofs, copied.passed = dict(self.proofs), dict(self.passed)
         return copied
 
     def summary(self) -> dict[str, Any]:
@@ -167,6 +170,8 @@ class Row:
             "created": self.created,
             "deadline": self.deadline,
             "expires": self.expires,
+            "took": self.took.hex(),
+            "passed": {name: value.hex() for name, value in self.passed.items()},
             "history": [{"state": event.state.value, "at": event.at} for event in self.history],
         }
 

@@ -50,6 +50,8 @@ def sample_row(ref: Ref, state: State = State.SENDING, **changes: object) -> Row
         secret=Secret(ref.key_id.bytes * 2),
         history=(Event(State.MINTED, 1_000.25), Event(state, 1_000.5)),
         proofs={"leioa": b"proof of 16 byte"},
+        took=b"digest of what came",
+        passed={"leioa": b"digest of what went"},
     )
     return replace(row, **changes)  # type: ignore[arg-type]
 

@@ -63,6 +63,7 @@ from keyhaul.monitor.start import open_monitor, watched_certificates
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
+from keyhaul.receipts import Receipts
 from keyhaul.relay import Relay
 from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
@@ -298,6 +299,10 @@ class Node:
         self.outbox.outcome = self.settlement
         self.outbox.seal = Letters(self.site).seal
         self.relay = Relay(self.site, self.outbox, self.settlement)
+        keep = settings.delivery.ttl + settings.delivery.retention
+        self.receipts = Receipts(self.identity, self.vault.ledger, self._clock, keep)
+        self.relay.receipted = self.receipts.note
+        self._stack.push_async_callback(self.receipts.seal)
         self.origin = Origin(self.site, self.relay, self.settlement, self._tasks.spawn, self._mint())
         self.activity = Activity(self.origin, time.monotonic)
 
@@ -388,6 +393,7 @@ class Node:
             await asyncio.sleep(SWEEP_EVERY)
             try:
                 await self.settlement.sweep()
+                await self.receipts.seal_if_due()
             except KeyhaulError as error:
                 log.warning("sweep failed; tried again later", cause=error.cause)
 
@@ -462,8 +468,10 @@ class Node:
         return self.entropy.status()
 
     async def trace(self, key_id: UUID) -> list[Mapping[str, Any]]:
-        """Every row of one key here: states, hops, times."""
-        return [{"node": self.config.name, **row.summary()} for row in await self.vault.ledger.find(key_id)]
+        """Every row of one key here: states, hops, times, and the seal that signs its receipt."""
+        await self.receipts.seal()
+        rows = await self.vault.ledger.find(key_id)
+        return [await self.receipts.shown({"node": self.config.name, **row.summary()}) for row in rows]
 
 
 def prepare(settings: config.NodeConfig) -> list[str]:

@@ -151,7 +151,8 @@ class Origin:
                 problem = error
                 if not self._go_around(batch, end):
                     raise
-                log.info("keys go another way", master=order.master, cause=error.cause)
+                lost = str(batch.keys[0][0]) if batch.keys else ""
+                log.info("keys go another way", master=order.master, cause=error.cause, key_id=lost)
             else:
                 return batch
 

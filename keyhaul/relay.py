@@ -36,9 +36,9 @@ from keyhaul.errors import (
 )
 from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.letters import Letters
-from keyhaul.messages import confirming, etsi020
+from keyhaul.messages import confirming, etsi020, receipts
 from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys
-from keyhaul.messages.payload import NO_PAIR, Context, Scheme
+from keyhaul.messages.payload import NO_PAIR, Context, Payload, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Change, Grant, Opened
@@ -90,6 +90,7 @@ class _Leg:
     message: Message
     grant: Grant | None
     proofs: dict[UUID, bytes] = field(default_factory=dict)
+    passed: bytes = b""
 
 
 class Relay:
@@ -101,6 +102,8 @@ class Relay:
         self._settlement = settlement
         self._letters = Letters(site)
         self.detours = Detours(site.name, site.view)
+        self.receipted: Callable[[Row], None] = lambda row: None
+        """Told of each message that was taken in or sent, after the commit, by one of its rows."""
 
     # ------------------------------------------------------------------ dispatch
 
@@ -132,6 +135,8 @@ class Relay:
                 if leg.grant is not None:
                     leg.grant.cancel()
             raise
+        if any(leg.passed for leg in legs):
+            self.receipted(rows[0])
         for message in (*(leg.message for leg in legs), batch.letter):
             if message is not None:
                 self._outbox.send(message)
@@ -164,11 +169,13 @@ class Relay:
         payload = await _apart(
             scheme, context, scheme.originate, [key for _, key in batch.keys], context, pair
         )
+        wrapping = Wrapping(context, payload, batch.deadline)
         grant, message = await self._hand_on(
-            scheme, Wrapping(context, payload, batch.deadline), hops[1], None, batch.deadline, batch.initiator
+            scheme, wrapping, hops[1], self.site.name, batch.deadline, batch.initiator
         )
         proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
-        return _Leg(destination, hops[1], targets, hops, statement, message, grant, proofs)
+        passed = _receipt(scheme, context, payload)
+        return _Leg(destination, hops[1], targets, hops, statement, message, grant, proofs, passed)
 
     def _asked(self, batch: Batch, targets: tuple[str, ...]) -> Ask:
         """What the request wants of a path, and what the configuration demands for these applications."""
@@ -198,16 +205,16 @@ class Relay:
         scheme: Scheme,
         wrapping: Wrapping,
         peer: str,
-        pad_in: bytes | None,
+        leg: str,
         deadline: float,
         payer: str,
     ) -> tuple[Grant, Message]:
-        """Put the next pad on a payload and seal it for a neighbour, at the expense of `payer`."""
+        """Put the next pad on a bare payload and seal it for a neighbour, at the expense of `payer`."""
         payload = wrapping.payload
         link = self.site.link(peer)
         grant = await link.grant(scheme.pad_bytes(payload), deadline=deadline, payer=payer)
         try:
-            padded = scheme.transit(payload, pad_in, grant.pad())
+            padded = scheme.transit(payload, None, grant.pad())
             transfer = wrap(
                 Wrapping(wrapping.context, padded, wrapping.deadline),
                 self.site.callback,
@@ -218,7 +225,6 @@ class Relay:
             grant.cancel()
             raise
         context = wrapping.context
-        leg = self.site.name if pad_in is None else context.destination
         refs = tuple(Ref(key_id, leg) for key_id in context.key_ids)
         message = self._letters.message(
             peer, etsi020.EXT_KEYS, body, sealed=True, refs=refs, deadline=wrapping.deadline
@@ -248,6 +254,7 @@ class Relay:
             trust=joined([leg.trust for leg in legs]) if legs else _LOCAL_TRUST,
             secret=key,
             proofs={leg.destination: leg.proofs[key_id] for leg in legs if leg.proofs},
+            passed={leg.destination: leg.passed for leg in legs if leg.passed},
         )
         row.history = (Event(row.state, batch.created),)
         lifecycle.step(row, State.SENDING if legs else State.DELIVERABLE, batch.created)
@@ -315,11 +322,15 @@ class Relay:
             raise Refused("the route leads back to its sender", invalid_routing="next hop is the caller")
         scheme = self._scheme(context.scheme)
         pad_in = opened.pad(scheme.pad_bytes(wrapping.payload))
+        wrapping = replace(wrapping, payload=scheme.transit(wrapping.payload, pad_in, None))
+        took = _receipt(scheme, context, wrapping.payload)
         patience = min(wrapping.deadline, now + HOP_PATIENCE)
-        grant, message = await self._hand_on(scheme, wrapping, hop, pad_in, patience, peer)
-        rows = [self._accepted(peer, wrapping, key_id, now) for key_id in context.key_ids]
+        grant, message = await self._hand_on(scheme, wrapping, hop, context.destination, patience, peer)
+        passed = _receipt(scheme, context, wrapping.payload)
+        rows = [self._accepted(peer, wrapping, key_id, now, took) for key_id in context.key_ids]
         for row in rows:
             row.legs, row.peers = {context.destination: State.SENDING}, {context.destination: hop}
+            row.passed = {context.destination: passed} if passed else {}
             lifecycle.step(row, State.SENDING, now)
         try:
             async with self.site.ledger.edit(*(row.ref for row in rows)) as change:
@@ -334,13 +345,18 @@ class Relay:
         except BaseException:
             grant.cancel()
             raise
+        if took:
+            self.receipted(rows[0])
         self._outbox.send(message)
 
     async def _arrive(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
         """The destination: last pad off, origin checked, keys held; then, and only then, the ack."""
         context, now = wrapping.context, self.site.clock.now()
-        keys, proofs = await self._unpack(wrapping, opened)
-        rows = [self._accepted(peer, wrapping, key_id, now) for key_id in context.key_ids]
+        scheme = self._scheme(context.scheme)
+        bare = self._bare(scheme, wrapping, opened)
+        keys, proofs = await self._unpack(scheme, context, bare)
+        took = b"" if bare is None else _receipt(scheme, context, bare)
+        rows = [self._accepted(peer, wrapping, key_id, now, took) for key_id in context.key_ids]
         for at, row in enumerate(rows):
             if keys is None:
                 lifecycle.step(row, State.FAILED, now)
@@ -360,6 +376,8 @@ class Relay:
         except _VoidedBefore:
             await self._answer_voided(peer, wrapping, opened)
             return
+        if took:
+            self.receipted(rows[0])
         self._outbox.send(message)
 
     def _outcome(self, context: Context, status: AckStatus, proofs: dict[UUID, bytes]) -> list[Ack]:
@@ -367,22 +385,26 @@ class Relay:
         saes = context.initiator, context.targets
         return confirming.acks(outcomes, status, saes, self.site.settings.pen)
 
+    def _bare(self, scheme: Scheme, wrapping: Wrapping, opened: Opened) -> Payload | None:
+        """The payload without its last pad; None if it is not what it says it is."""
+        try:
+            pad = opened.pad(scheme.pad_bytes(wrapping.payload))
+            return scheme.transit(wrapping.payload, pad, None)
+        except Malformed:
+            return None
+
     async def _unpack(
-        self, wrapping: Wrapping, opened: Opened
+        self, scheme: Scheme, context: Context, bare: Payload | None
     ) -> tuple[list[Secret] | None, dict[UUID, bytes]]:
         """The keys and what confirms them, or None when they are not what the origin sent.
 
         One constant failure, no hint.
         """
-        context = wrapping.context
-        scheme = self._scheme(context.scheme)
         try:
-            if self.site.legs(context.targets) != {self.site.name: context.targets}:
+            if bare is None or self.site.legs(context.targets) != {self.site.name: context.targets}:
                 raise Tampered
             if self.site.view.home(context.initiator) != context.origin:
                 raise Tampered  # only its own node speaks for a master
-            pad = opened.pad(scheme.pad_bytes(wrapping.payload))
-            bare = scheme.transit(wrapping.payload, pad, None)
             pair = NO_PAIR
             if scheme.authenticated:
                 pair = await self.site.pairing.incoming(bare.head, context.origin)
@@ -391,7 +413,10 @@ class Relay:
         except (Tampered, Malformed, NoSuchTarget):
             self.site.pairing.refused(context.scheme)
             log.error(
-                "keys refused: not what the origin sent", origin=context.origin, keys=len(context.key_ids)
+                "keys refused: not what the origin sent",
+                origin=context.origin,
+                keys=len(context.key_ids),
+                key_id=str(context.key_ids[0]),
             )
             return None, {}
 
@@ -472,7 +497,7 @@ class Relay:
             change.post(message)
         self._outbox.send(message)
 
-    def _accepted(self, peer: str, wrapping: Wrapping, key_id: UUID, now: float) -> Row:
+    def _accepted(self, peer: str, wrapping: Wrapping, key_id: UUID, now: float, took: bytes) -> Row:
         context = wrapping.context
         return Row(
             ref=Ref(key_id, context.destination),
@@ -487,6 +512,7 @@ class Relay:
             scheme=context.scheme,
             path=context.route,
             trust=dict(context.trust),
+            took=took,
             history=(Event(State.ACCEPTED, now),),
         )
 
@@ -516,6 +542,11 @@ async def _apart(scheme: Scheme, context: Context, work: Callable[..., _Result],
 def _relayed(batch: Batch) -> Ack:
     ids = tuple(key_id for key_id, _ in batch.keys)
     return Ack(ids, AckStatus.RELAYED, batch.initiator, batch.targets)
+
+
+def _receipt(scheme: Scheme, context: Context, bare: Payload) -> bytes:
+    """What follows a payload along its path; nothing where nobody vouches for it (`paper-a`)."""
+    return receipts.digest(context, bare) if scheme.authenticated else b""
 
 
 _OUTCOMES = {

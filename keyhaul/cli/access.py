@@ -59,6 +59,11 @@ def of_operator(directory: Path) -> list[Access]:
     return [_access(node["name"], node["admin_url"], state["admin"]) for node in state["nodes"]]
 
 
+def node_anchors(directory: Path) -> Path:
+    """The CAs of all nodes of a testbed. Raises ConfigError."""
+    return Path(testbed(directory)["ca"]["node"])
+
+
 def _access(name: str, url: str, files: dict[str, str]) -> Access:
     return Access(name, url, Path(files["cert"]), Path(files["key"]), Path(files["ca"]))
 

@@ -14,7 +14,9 @@ import typer
 
 from keyhaul.cli import access
 from keyhaul.cli.output import Json, document, note, say, table
+from keyhaul.cli.signed import signed
 from keyhaul.errors import KeyhaulError, Malformed, PeerUnreachable, Refused
+from keyhaul.messages.receipts import judge
 
 keys = typer.Typer(help="Single keys: trace.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -64,16 +66,26 @@ def trace(
     key: access.Key = None,
     ca: access.Ca = None,
     directory: access.Directory = None,
+    node_ca: Annotated[Path | None, typer.Option(help="Trust anchors of nodes: check who signed.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell the story of one key: states, hops and times on every node asked; never its bits."""
+    """Tell the story of one key: states, hops and times on every node asked; never its bits.
+
+    Names the first hop whose receipts do not fit, if it asks all nodes on the way.
+    """
     answers = _ask(_targets(directory, url, cert, key, ca), f"keys/{key_id}")
     rows = [row for _, answer in answers for row in answer["rows"]]
     rows.sort(key=lambda row: row["history"][0]["at"] if row["history"] else row["created"])
+    signed(rows, access.node_anchors(directory) if directory else node_ca)
+    findings = judge(rows, [name for name, _ in answers] + [row["node"] for row in rows])
     if as_json:
-        document({"key_ID": str(key_id), "rows": rows})
+        told = [{"suspects": each.suspects, "reason": each.reason} for each in findings]
+        document({"key_ID": str(key_id), "rows": rows, "findings": told})
     elif rows:
         _show_trace(key_id, rows)
+        for finding in findings:
+            blame = f"suspect: {' or '.join(finding.suspects)}. " if finding.suspects else ""
+            say(f"  {blame}{finding.reason}")
     if not rows:
         asked = ", ".join(name for name, _ in answers)
         raise Refused(
@@ -176,13 +188,14 @@ def _show_trace(key_id: UUID, rows: Sequence[dict[str, Any]]) -> None:
     say(f"asked for at {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M:%S} UTC")
     table(
         "",
-        ("node", "from", "to", "state", "history, ms after the request"),
+        ("node", "from", "to", "state", "receipt", "history, ms after the request"),
         [
             (
                 row["node"],
                 row["upstream"] or "-",
                 ", ".join(sorted({*row["peers"].values()})) or "-",
                 row["state"],
+                row["receipt"],
                 "  ".join(f"{step['state']} {(step['at'] - start) * 1000:.0f}" for step in row["history"]),
             )
             for row in rows

@@ -78,6 +78,8 @@ class _RowData(msgspec.Struct, array_like=True, frozen=True):
     trust: dict[str, str]
     history: list[tuple[State, float]]
     proofs: dict[str, bytes] = {}
+    took: bytes = b""
+    passed: dict[str, bytes] = {}
 
 
 class _MessageData(msgspec.Struct, array_like=True, frozen=True):
@@ -116,6 +118,8 @@ def row_data(row: Row, *, bare: bool = False) -> bytes:
             row.trust,
             [(event.state, event.at) for event in row.history],
             dict.fromkeys(row.proofs, b"") if bare else row.proofs,
+            row.took,
+            row.passed,
         )
     )
 
@@ -143,6 +147,8 @@ def row_from(ref: Ref, version: int, data: bytes, secret: Secret | None = None) 
         secret=secret,
         history=tuple([Event(state, at) for state, at in kept.history]),
         proofs=kept.proofs,
+        took=kept.took,
+        passed=kept.passed,
         version=version,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from keyhaul.errors import ConfigError, Unavailable
 from keyhaul.testbed.faults import Attack
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
-from tests.e2e.test_testbed import KEYHAUL, exchange, sae
+from tests.e2e.test_testbed import KEYHAUL, ask, exchange, sae
 
 pytestmark = pytest.mark.e2e
 
@@ -45,6 +46,38 @@ def test_a_cheat_is_gone_around_where_there_is_another_way(tmp_path: Path) -> No
     asyncio.run(scene())
     said = (tmp_path / "testbed" / "logs" / "n1.log").read_text()
     assert said.count("keys go another way") == 1, "the way that failed is avoided afterwards"
+
+
+def test_the_trace_names_the_cheat_and_its_signature_binds_it(tmp_path: Path) -> None:
+    """On a line of four, from the terminal: which of two relays was it?"""
+    directory = tmp_path / "testbed"
+
+    async def scene() -> None:
+        async with Testbed(named("line-4"), directory, cheats={"n3": Attack.FLIP}) as testbed:
+            async with sae(testbed.state(), "sae-n1", patience=0.0) as one:
+                with pytest.raises(Unavailable):
+                    await one.get_key("sae-n4")
+                (honest,) = await one.get_key("sae-n2")
+            log = (directory / "logs" / "n4.log").read_text()
+            (key_id,) = {word for line in log.splitlines() for word in refused_ids(line)}
+            asked = await asyncio.to_thread(ask, "key", "trace", key_id, "--json", "--dir", str(directory))
+            assert [each["suspects"] for each in asked["findings"]] == [["n2", "n3"]]
+            assert {row["receipt"].partition(" ")[0] for row in asked["rows"]} == {"signed"}
+            assert len(asked["rows"]) == 4
+            fine = await asyncio.to_thread(
+                ask, "key", "trace", str(honest.key_id), "--json", "--dir", str(directory)
+            )
+            assert [each["suspects"] for each in fine["findings"]] == [[]]
+            words = [*KEYHAUL, "key", "trace", key_id, "--dir", str(directory)]
+            shown = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True)
+            assert "suspect: n2 or n3" in shown.stdout
+
+    asyncio.run(scene())
+
+
+def refused_ids(line: str) -> list[str]:
+    said = json.loads(line)
+    return [said["key_id"]] if "not what the origin sent" in said["event"] else []
 
 
 def test_a_cheating_node_does_not_start_outside_a_testbed(tmp_path: Path) -> None:

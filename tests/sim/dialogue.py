@@ -110,15 +110,15 @@ async def true_ack(world: World, key_id: UUID, target: str, initiator: str = "a"
 
 
 class Cheat(Trusted):
-    """A relay, or origin, that changes what passes through `alter`."""
+    """A relay, or destination, that changes what passes through `alter`."""
 
     def __init__(self, alter: Callable[[Payload], Payload], name: str) -> None:
         self.alter = alter
         self.name = name
 
     def transit(self, payload: Payload, pad_in: bytes | None, pad_out: bytes | None) -> Payload:
-        altered = self.alter(super().transit(payload, pad_in, None))
-        return super().transit(altered, None, pad_out and pad_out[: len(altered.body)])
+        bare = super().transit(payload, pad_in, None)
+        return super().transit(bare if pad_in is None else self.alter(bare), None, pad_out)
 
 
 def flip(payload: Payload) -> Payload:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from typing import Any
+from uuid import UUID
+
 import pytest
 
+from keyhaul.errors import Unavailable
+from keyhaul.messages.receipts import judge
 from keyhaul.schemes.paper_a import PaperA
-from keyhaul.testbed.faults import ATTACKS, Attack
+from keyhaul.testbed.clock import run
+from keyhaul.testbed.faults import ATTACKS, Attack, turn
 from tests.sim import attacks
 from tests.sim.attacks import (
     ALONE,
@@ -22,6 +30,7 @@ from tests.sim.attacks import (
     scene,
 )
 from tests.sim.dialogue import past
+from tests.sim.world import World
 
 pytest.importorskip("seal", reason="Microsoft SEAL comes with the extra 'blind'")
 
@@ -75,3 +84,56 @@ def test_a_probing_relay_hears_one_constant_answer(scheme: str) -> None:
     touched = [states[key_id] for key_id in played.cheat.touched]
     assert len(touched) == 4
     assert {"failed" in each and "relayed" not in each for each in touched} == {True}
+
+
+# ---------------------------------------------------------------------- who it was
+
+
+async def traced(world: World, key_id: UUID) -> list[dict[str, Any]]:
+    """What `keyhaul key trace` is told by all nodes."""
+    return [
+        {"node": name, **row.summary()}
+        for name, node in world.nodes.items()
+        for row in await node.ledger.find(key_id)
+    ]
+
+
+LONG = [("a", "b", "qkd"), ("b", "c", "pqc"), ("c", "d", "qkd"), ("d", "e", "pqc")]
+LIES = {
+    "says it came so": lambda row, sent: {},
+    "says it left as it came": lambda row, sent: {"took": sent, "passed": {"e": sent}},
+    "says what it did": lambda row, sent: {"took": sent},
+}
+
+
+@pytest.mark.parametrize("lie", list(LIES))
+@pytest.mark.parametrize("scheme", ["trusted", "masked"])
+@pytest.mark.parametrize(
+    "attack", [attack for attack in Attack if attack not in UNALTERED or "drop" in attack]
+)
+def test_receipts_name_the_cheat_or_the_cheat_and_a_neighbour(attack: Attack, scheme: str, lie: str) -> None:
+    async def story() -> None:
+        world = World(1, LONG, saes={"sae-a-other": "a"}, scheme=scheme, request_timeout=6.0)
+        await world.start()
+        honest = await world.ask("a", "e", number=2)
+        (fits,) = judge(await traced(world, honest[0].key_id), list("abcde"))
+        assert (fits.suspects, fits.reason) == ((), "all receipts from a to e fit")
+        cheat = turn(world.nodes["c"].relay, attack)
+        for _ in range(2):
+            with contextlib.suppress(Unavailable):
+                await world.ask("a", "e", number=2)
+        await asyncio.sleep(10)
+        assert cheat.touched
+        rows = await traced(world, cheat.touched[0])
+        (origin,) = [row for row in rows if row["node"] == "a"]
+        for row in rows:
+            if row["node"] == "c":
+                row.update(LIES[lie](row, origin["passed"]["e"]))
+        (finding,) = judge(rows, list("abcde"))
+        assert "c" in finding.suspects, finding
+        assert len(finding.suspects) <= 2
+        if attack is not Attack.DROP:
+            named = {"says it came so": ("b", "c"), "says it left as it came": ("c", "d")}
+            assert finding.suspects == named.get(lie, ("c",))
+
+    run(story())
