@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keyhaul.keys import Secret
-from keyhaul.messages import confirming, envelope
+from keyhaul.messages import confirming, envelope, receipts
 from keyhaul.messages.envelope import Header, Material, Mode, Suite
 from keyhaul.messages.etsi020 import AckStatus
-from keyhaul.messages.payload import Context, Pair
+from keyhaul.messages.payload import Context, Pair, Payload
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 
@@ -145,3 +145,13 @@ def test_an_acknowledgement_proves_itself_as_the_page_says() -> None:
     extension = json.loads(bytes(ack.extension["E32473_keyhaul"]))
     assert extension["v"] == 1
     assert base64.b64decode(extension["proofs"]) == b"".join(proofs.values())
+
+
+def test_a_receipt_is_what_the_page_says() -> None:
+    context, payload = some_context("masked"), Payload("masked", b"head", b"body")
+    parts = [hashlib.sha256(transcript("masked")).digest(), b"head", b"body"]
+    said = b"".join(struct.pack(">Q", len(part)) + part for part in parts)
+    assert receipts.digest(context, payload) == hmac.digest(b"keyhaul/v1/receipt", said, "sha256")[:16]
+    row = {"node": "n", "leg": "z", "upstream": "m", "peers": {"z": "o"}, "took": "aa", "passed": {"z": "bb"}}
+    expected = [b"keyhaul/v1/receipt", "n", "z", "m", {"z": "o"}, "aa", {"z": "bb"}, 7.5]
+    assert msgspec.msgpack.decode(receipts.statement({**row, "created": 7.5})) == expected
