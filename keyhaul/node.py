@@ -328,7 +328,9 @@ class Node:
         if self.monitor is not None:
             delivery = TimedDelivery(delivery, self.monitor.metrics.seconds)
         saes = sae.SaeApplication(delivery, self.config.limits, turns)
-        operators = admin.AdminApplication(self.status, self.trace, self.replace_entropy).application()
+        operators = admin.AdminApplication(
+            self.status, self.trace, self.replace_entropy, self.origin.probe
+        ).application()
         Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
             "sae": (saes.answer, sae.render, Bounds()),

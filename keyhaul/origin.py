@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -39,6 +40,7 @@ log = structlog.get_logger("keyhaul.origin")
 
 MAX_BATCH = 128  # keys relayed ahead in one message
 SHORTEST_TURN = 0.5  # seconds that another attempt is worth
+PROBE_LIFE = 60.0  # seconds until a test key expires
 
 
 class _Wait:
@@ -213,6 +215,31 @@ class Origin:
             f"the far end did not confirm the keys within {batch.deadline - batch.created:g} s",
             "ask again; the keys of this request were voided",
         )
+
+    async def probe(self, node: str) -> dict[str, Any]:
+        """A test key to an SAE of another node, whose bits nobody gets and which soon expires there.
+
+        Returns `milliseconds` until that node confirmed it, and its `trust`. Raises NoSuchTarget where one of
+        the two nodes serves no SAE, else as `request` does.
+        """
+        ours, theirs = self._site.view.saes(self._site.name), self._site.view.saes(node)
+        if not ours or not theirs:
+            lacking = node if ours else self._site.name
+            raise NoSuchTarget(
+                f"{lacking} serves no SAE that a test key could be for", "name one in [network]"
+            )
+        started = self._site.clock.now()
+        order = Order(ours[0], (theirs[0],), 1, self._site.settings.key_size)
+        batch = await self._batch(order, waiting=True)
+        batch.expires = started + PROBE_LIFE
+        if self._local(order):
+            await self._relay.dispatch(batch)
+        else:
+            await self._dispatch_and_wait(batch)
+        for _, key in batch.keys:
+            key.wipe()
+        took = self._site.clock.now() - started
+        return {"node": node, "milliseconds": round(took * 1000, 1), "trust": batch.trust}
 
     # ------------------------------------------------------------------ what the settlement tells
 

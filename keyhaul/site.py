@@ -59,6 +59,9 @@ class View(Protocol):
     def home(self, sae_id: str) -> str:
         """The node that serves an SAE. Raises NoSuchTarget."""
 
+    def saes(self, node: str) -> list[str]:
+        """The SAEs that a node serves, or is the gateway to."""
+
     def hops(self, source: str, destination: str) -> tuple[str, ...]:
         """The nodes from source to destination. Raises NoRoute."""
 

@@ -14,6 +14,7 @@ from keyhaul.cli import (
     conformance020,
     dashboard,
     demo,
+    doctor,
     init,
     operator,
     sae,
@@ -33,6 +34,7 @@ init.register(app)
 operator.register(app)
 backup.register(app)
 demo.register(app)
+doctor.register(app)
 dashboard.register(app)
 bench.register(app)
 chaos.register(app)

@@ -116,10 +116,11 @@ def _ask(targets: Sequence[access.Access], path: str) -> list[tuple[str, dict[st
 
 
 async def _ask_all(targets: Sequence[access.Access], path: str) -> list[dict[str, Any] | KeyhaulError]:
-    return await asyncio.gather(*(_ask_one(target, path) for target in targets))
+    return await asyncio.gather(*(ask_one(target, path) for target in targets))
 
 
-async def _ask_one(target: access.Access, path: str) -> dict[str, Any] | KeyhaulError:
+async def ask_one(target: access.Access, path: str, method: str = "GET") -> dict[str, Any] | KeyhaulError:
+    """One call of an admin port; what went wrong comes back as a value, so that others are still asked."""
     import aiohttp
 
     from keyhaul.edge.tls import Credentials, Policy, client_context
@@ -130,7 +131,7 @@ async def _ask_one(target: access.Access, path: str) -> dict[str, Any] | Keyhaul
         patience = aiohttp.ClientTimeout(total=_PATIENCE)
         async with (
             aiohttp.ClientSession(timeout=patience) as session,
-            session.get(url, ssl=tls, allow_redirects=False) as answer,
+            session.request(method, url, ssl=tls, allow_redirects=False) as answer,
         ):
             body = await answer.json(content_type=None)
     except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError, ValueError) as error:

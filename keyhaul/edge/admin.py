@@ -1,6 +1,7 @@
 """The operator's port: what this node is doing, in JSON, for a certificate of the admin CA. Never bits.
 
-One call changes something: another `[entropy]` table takes effect without a restart.
+Two calls change something: another `[entropy]` table takes effect without a restart, and a test key is sent
+to another node, where it expires unused.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ Status = Callable[[], Awaitable[Mapping[str, Any]]]
 Trace = Callable[[UUID], Awaitable[list[Mapping[str, Any]]]]
 Replace = Callable[[Mapping[str, Any], str], Awaitable[Mapping[str, Any]]]
 """Takes a table and the operator's name; gives the status of what is in use now."""
+Test = Callable[[str], Awaitable[Mapping[str, Any]]]
+"""Takes a node's name; gives the milliseconds that a test key took, and its trust statement."""
 
 PREFIX = "/admin/v1"
 
@@ -26,10 +29,13 @@ PREFIX = "/admin/v1"
 class AdminApplication:
     """`status` and `trace` are asked on every request; nothing is cached here."""
 
-    def __init__(self, status: Status, trace: Trace, entropy: Replace | None = None) -> None:
+    def __init__(
+        self, status: Status, trace: Trace, entropy: Replace | None = None, test: Test | None = None
+    ) -> None:
         self._status = status
         self._trace = trace
         self._entropy = entropy
+        self._test = test
 
     def application(self) -> web.Application:
         """The routes of the admin port."""
@@ -37,6 +43,7 @@ class AdminApplication:
         application.router.add_get(f"{PREFIX}/status", self.status, allow_head=False)
         application.router.add_get(PREFIX + "/keys/{key_id}", self.key, allow_head=False)
         application.router.add_post(f"{PREFIX}/entropy", self.entropy)
+        application.router.add_post(PREFIX + "/nodes/{node}/test", self.test)
         return application
 
     async def status(self, request: web.Request) -> web.Response:
@@ -66,6 +73,15 @@ class AdminApplication:
         if self._entropy is None:
             raise Refused("this node's entropy is fixed", "change its configuration and restart it")
         return _json(200, await self._entropy(table, caller_of(request)))
+
+    async def test(self, request: web.Request) -> web.Response:
+        """One real key to an SAE of another node: how long until its node confirmed it, under which trust.
+
+        400 where no SAE is at one of the two nodes, 503 with the reason if the key did not arrive.
+        """
+        if self._test is None:
+            raise Refused("this node sends no test keys")
+        return _json(200, await self._test(request.match_info["node"]))
 
 
 def render(error: KeyhaulError) -> web.Response:
