@@ -25,6 +25,7 @@ from keyhaul.openfhe.interpreters import VARIABLE, candidates
 WORKER = Path(__file__).with_name("worker.py")
 SECONDS = 20.0
 MEMORY = 1 << 30
+MOST_BYTES = 1 << 24  # of any part of an answer
 _LENGTH = struct.Struct(">I")
 
 
@@ -161,18 +162,24 @@ class OpenFhe:
             stream.write(b"".join((_LENGTH.pack(len(head)), head, *parts)))
             stream.flush()
             answer = self._receive()
-        except (OSError, EOFError):
+        except (OSError, EOFError, ValueError):
             raise WorkerDied(f"the OpenFHE worker {self._reap()}", "the next call starts another") from None
         if "error" in answer[0]:
             raise Malformed(f"OpenFHE refuses this: {answer[0]['error'][:200]}")
         return answer
 
     def _receive(self) -> tuple[dict[str, Any], list[bytes]]:
+        """Raises EOFError or ValueError for no answer: hostile bytes may have made anything of a worker."""
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
         answer: dict[str, Any] = json.loads(self._read(length))
-        return answer, [self._read(size) for size in answer["sizes"]]
+        try:
+            return answer, [self._read(size) for size in answer["sizes"]]
+        except (LookupError, TypeError):
+            raise ValueError("not an answer of the worker") from None
 
     def _read(self, length: int) -> bytes:
+        if not 0 <= length <= MOST_BYTES:
+            raise ValueError("not an answer of the worker")
         stream = self._running().stdout
         assert stream is not None
         data = stream.read(length)
@@ -190,7 +197,7 @@ class OpenFhe:
         self.starts += 1
         try:
             hello, _ = self._receive()
-        except EOFError:
+        except (EOFError, ValueError):
             hello = {"error": f"the worker {self._reap()} while it started"}
         if "error" in hello:
             self._reap()

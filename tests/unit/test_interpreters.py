@@ -79,6 +79,15 @@ def test_everything_that_was_tried_is_named(places: Path, monkeypatch: pytest.Mo
         OpenFhe()
 
 
+@pytest.mark.parametrize("words", ["hello, world", "\\0\\0\\0\\4{{{{", "\\0\\0\\0\\2{}", ""])
+def test_a_program_that_answers_something_else_is_no_worker(places: Path, words: str) -> None:
+    other = places / "other"
+    other.write_text(f"#!/bin/sh\nprintf '{words}'\n")
+    other.chmod(0o700)
+    with pytest.raises(Unsupported, match="while it started"):
+        OpenFhe(python=other)
+
+
 def test_nothing_is_installed_without_the_right_python(places: Path) -> None:
     with pytest.raises(Unsupported, match=r"no CPython 3\.10"):
         install(places / "some.lock")

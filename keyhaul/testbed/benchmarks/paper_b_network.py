@@ -1,8 +1,7 @@
 """Keys across the four links of testbed `tecnalia` under every profile, from request to both ends' stores.
 
 Devices without delay, nothing relayed ahead: every key is sent when it is asked for, and `enc_keys` answers
-when the far node has it on disk. Each key is fetched at the far end and compared. The two forms of `masked`
-differ at the ends alone; the one that the nodes are configured for goes the way.
+when the far node has it on disk. Each key is fetched at the far end and compared.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from keyhaul.edge.peer import BOUNDS
 from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import KeyhaulError
 from keyhaul.testbed.benchmarks.paper_b_results import Run
-from keyhaul.testbed.benchmarks.paper_b_ways import DENSE_, EPOCH, LEAN, PAPER, ROUTE, XOR, Case
+from keyhaul.testbed.benchmarks.paper_b_ways import DENSE_, EPOCH, LEAN, MASKED, PAPER, ROUTE, XOR, Case
 from keyhaul.testbed.benchmarks.stage import Say, stage
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.processes import Process
@@ -29,6 +28,7 @@ SCHEMES = {
     PAPER: "blind-paper",
     LEAN: "blind-lean",
     DENSE_: "blind",
+    MASKED: "masked-batch",
     EPOCH: "masked",
 }
 SIZE = 256  # bits

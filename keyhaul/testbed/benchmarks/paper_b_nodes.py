@@ -2,9 +2,10 @@
 
     python -m keyhaul.cli.published serve --config node.toml
 
-Added are `blind-paper`, `blind-lean` and `blind` where their libraries are. Public BFV keys lie as files
-beside the nodes' folders of one testbed, which belongs to one user; secret ones stay in memory. Library
-calls hold up the event loop.
+Added are `blind-paper` and `blind-lean` where their libraries are, and `masked-batch`: `masked` with a pair
+secret a message, beside the form that the node is configured for. Public BFV keys lie as files beside the
+nodes' folders of one testbed, which belongs to one user; secret ones stay in memory. Library calls hold up
+the event loop.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ from keyhaul.keys import Secret
 from keyhaul.messages.payload import Scheme
 from keyhaul.node import Node
 from keyhaul.openfhe import OpenFhe
-from keyhaul.schemes.blind import Blind
 from keyhaul.schemes.keyring import KeyRing
 from keyhaul.schemes.lean import Lean
+from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.paper_b import PaperB
 
 log = structlog.get_logger("keyhaul.published")
+
+
+class MaskedBatch(Masked):
+    """A name of its own for the form with a pair secret a message."""
+
+    name = "masked-batch"
+
+    def __init__(self) -> None:
+        super().__init__(once=True)
 
 
 class Shelf:
@@ -59,7 +69,7 @@ def take_part(folder: Path) -> None:
 
     def extended(node: Any) -> None:
         build(node)
-        further = [*_paper(node.config.name, folder), *_by_seal(node.config.name, folder)]
+        further = [*_paper(node.config.name, folder), *_lean(node.config.name, folder), MaskedBatch()]
         # What the node has of its own stays as it is.
         node.site.schemes = {scheme.name: scheme for scheme in further} | dict(node.site.schemes)
         node.pairing._schemes = tuple(node.site.schemes)  # what it announces
@@ -79,15 +89,15 @@ def _paper(name: str, folder: Path) -> list[Scheme]:
     return [PaperB(fhe, shelf.get, lambda: (public, own))]
 
 
-def _by_seal(name: str, folder: Path) -> list[Scheme]:
+def _lean(name: str, folder: Path) -> list[Scheme]:
     try:
         from keyhaul.schemes.seal_whole import SealWhole
 
         bfv = SealWhole()
     except (ImportError, Unsupported) as missing:
-        log.warning("profiles lean and dense are left out", cause=str(missing))
+        log.warning("profile lean is left out", cause=str(missing))
         return []
-    ring, shelf = KeyRing(bfv), Shelf(folder, "seal")
+    ring, shelf = KeyRing(bfv), Shelf(folder, "lean")
     ring.activate(ring.prepare(0.0))
     shelf.put(name, ring.announced(0.0))
-    return [Lean(bfv, shelf.get, ring.own), Blind(bfv, shelf.get, ring.own)]
+    return [Lean(bfv, shelf.get, ring.own)]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from keyhaul.control import Directory
 from keyhaul.identity import Anchors, Federation, Identity
 from keyhaul.messages.payload import Pair
-from keyhaul.pairing import ID_BYTES, Pairing
+from keyhaul.pairing import Pairing
 from keyhaul.pki import Pki
 from keyhaul.stores.memory import MemoryLedger
 from keyhaul.testbed.benchmarks.paper_b_ways import ROUTE
@@ -24,24 +24,17 @@ DOMAIN = "tecnalia"
 class FreshPairs:
     """Origin and destination in memory; each message has an encapsulation and a signature of its own."""
 
-    def __init__(self, origin: Pairing, destination: Pairing, kept: MemoryLedger) -> None:
+    def __init__(self, origin: Pairing, destination: Pairing) -> None:
         self._origin = origin
         self._destination = destination
-        self._kept = kept
 
     def outgoing(self) -> Pair:
         """Encapsulated and signed now."""
-        self._origin.forget(ROUTE[-1])
-        return _finished(self._origin.outgoing(ROUTE[-1], 0.0))
+        return _finished(self._origin.outgoing(ROUTE[-1], 0.0, once=True))
 
     def incoming(self, head: bytes) -> Pair:
-        """Checked and decapsulated now, though this very statement may have come before."""
-        _finished(self._erase(head[:ID_BYTES]))
+        """Checked and decapsulated now; nothing is kept of a pair secret for one message."""
         return _finished(self._destination.incoming(head, ROUTE[0]))
-
-    async def _erase(self, pair_id: bytes) -> None:
-        async with self._kept.edit() as change:
-            change.erase("pair/in", pair_id.hex())
 
 
 @contextmanager
@@ -55,14 +48,13 @@ def fresh_pairs() -> Iterator[FreshPairs]:
             files = pki.node(DOMAIN, name, ["localhost"])
             identity = Identity.load(files.cert.read_bytes(), files.key.read_bytes())
             directory = Directory(Federation(Anchors.load(files.ca.read_bytes()), domains), domains)
-            kept = MemoryLedger()
-            pairing = Pairing(identity, DOMAIN, directory, kept, _Wall())
+            pairing = Pairing(identity, DOMAIN, directory, MemoryLedger(), _Wall())
             _finished(pairing.start())
             ends.append((pairing, directory))
         (origin, near), (destination, far) = ends
         near.receive(destination.announce(), time.time())
         far.receive(origin.announce(), time.time())
-        yield FreshPairs(origin, destination, kept)
+        yield FreshPairs(origin, destination)
 
 
 class _Wall:

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from keyhaul.testbed.benchmarks.paper_b_results import BATCH, ONE, Run, data, goals
+from keyhaul.testbed.benchmarks.paper_b_results import BATCH, ONE, Run, data, figures, goals, keys
 from keyhaul.testbed.benchmarks.paper_b_ways import FINAL, HOP, INITIAL, PAPER, PROFILES, STEPS, Case
 from keyhaul.testbed.benchmarks.report import Report
 from keyhaul.testbed.report.charts import Axis, Bars, Series, bars, boxes, lines
@@ -33,6 +33,7 @@ def fill(report: Report, run: Run) -> None:
     for profile, reason in run.missing.items():
         report.blocks.append(Words(f"Profile {profile} is unavailable here: {reason}"))
     goals(report, run)
+    figures(report, run)
     sections = (_payloads, _times, _steps_of_paper, _processor, _noise, _link_bits, _latency)
     for section in sections:
         report.blocks += section(run)
@@ -222,7 +223,7 @@ def _latency(run: Run) -> list[Block]:
             for (name, many), seconds in run.journeys.items()
             if many == number
         }
-        title = f"enc_keys for {number} key{'s' if number > 1 else ''} until answered"
+        title = f"enc_keys for {keys(number)} until answered"
         found.append(
             Figure(boxes(title, samples, Axis("ms", log=True)), "Confirmed and durable at both ends.")
         )
@@ -231,7 +232,7 @@ def _latency(run: Run) -> list[Block]:
             for name, each in samples.items()
         ]
         found.append(Table(title, ("profile", "median, ms", "least", "most", "samples"), rows))
-    refused = [f"{name}, {number} keys: {reason}" for (name, number), reason in run.refused.items()]
+    refused = [f"{name}, {keys(number)}: {reason}" for (name, number), reason in run.refused.items()]
     found += [Words(f"Not delivered: {each}") for each in refused]
     found.append(
         Words(

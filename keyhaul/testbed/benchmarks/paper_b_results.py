@@ -75,9 +75,9 @@ def goals(report: Report, run: Run) -> None:
     report.add("paper: payload, off the published 347 kB", off, "%", most=0.5)
     report.add("paper: payload", paper.payload, "B")
     for profile, least in ((LEAN, 20), (DENSE_, 250), (MODULO, 250), (MASKED, 1000), (EPOCH, 1000)):
-        _ratio(report, run, f"hop, paper / {profile}", profile, ONE, least)
+        _ratio(report, run, f"hop in processor time, paper / {profile}", profile, ONE, least)
     for profile in (DENSE_, MODULO):
-        _ratio(report, run, f"hop per key in batches of 128, paper / {profile}", profile, BATCH, 1000)
+        _ratio(report, run, f"hop in processor time, a key of 128, paper / {profile}", profile, BATCH, 1000)
     sizes = (
         (LEAN, ONE, 20, "one key"),
         (DENSE_, ONE, 85, "one key"),
@@ -92,6 +92,23 @@ def goals(report: Report, run: Run) -> None:
             report.add(f"payload, paper / {profile}: {words}", [ratio], "x", least=least)
 
 
+def figures(report: Report, run: Run) -> None:
+    """Hops and journeys as they were measured, for every profile that runs here."""
+    for case in (ONE, BATCH):
+        for profile in run.profiles(case, HOP):
+            samples = [1e6 * each / case.number for each in run.found[profile, case].processor[HOP]]
+            note = f"processor time a key; by the clock {1e6 * run.median(profile, case, HOP):,.3g}"
+            report.add(f"hop, {profile}, {case}", samples, "us", note=note)
+    for (profile, number), seconds in run.journeys.items():
+        name = f"enc_keys over four links, {profile}, {keys(number)}"
+        report.add(name, [1e3 * each for each in seconds], "ms")
+
+
+def keys(number: int) -> str:
+    """`1 key`, `2 keys`."""
+    return f"{number} key{'s' if number > 1 else ''}"
+
+
 def _ratio(report: Report, run: Run, name: str, profile: str, case: Case, least: float) -> None:
     """How much less processor time a key's hop takes than the paper's, turn by turn.
 
@@ -102,7 +119,7 @@ def _ratio(report: Report, run: Run, name: str, profile: str, case: Case, least:
         return
     paper = run.found[PAPER, case]
     clock = _turn_by_turn(paper.seconds[HOP], other.seconds[HOP])
-    note = f"processor time; by the clock {statistics.median(clock):,.0f}"
+    note = f"by the clock {statistics.median(clock):,.0f}"
     ratios = _turn_by_turn(paper.processor[HOP], other.processor[HOP])
     report.add(name, ratios, "x", least=least, note=note)
 
@@ -132,7 +149,7 @@ def data(run: Run) -> dict[str, object]:
             name: [[point.hops, point.largest, point.limit] for point in points]
             for name, points in run.noise.items()
         },
-        "journeys": {f"{name}, {number} keys": seconds for (name, number), seconds in run.journeys.items()},
+        "journeys": {f"{name}, {keys(number)}": seconds for (name, number), seconds in run.journeys.items()},
         "unavailable": run.missing,
-        "not delivered": {f"{name}, {number} keys": why for (name, number), why in run.refused.items()},
+        "not delivered": {f"{name}, {keys(number)}": why for (name, number), why in run.refused.items()},
     }

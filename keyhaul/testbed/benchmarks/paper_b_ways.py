@@ -206,7 +206,7 @@ def ways(pairs: Pairs) -> tuple[dict[str, Way], dict[str, str]]:
         found[LEAN] = SchemeWay(Lean(bfv, lambda _: ring.announced(0.0), ring.own), Agreed())
         found[DENSE_] = SchemeWay(Blind(bfv, lambda _: ring.announced(0.0), ring.own), Agreed())
     found[MODULO] = ModuloWay()
-    found[MASKED] = SchemeWay(Masked(), pairs)
+    found[MASKED] = SchemeWay(Masked(once=True), pairs)
     found[EPOCH] = SchemeWay(Masked(), Agreed())
     return found, missing
 
