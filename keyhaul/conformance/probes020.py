@@ -232,11 +232,18 @@ async def callback_host(kme: Kme020) -> str:
     return await _kept_nothing(kme, keys, answer)
 
 
-@probe("synchronous", "ext_keys", "without a callback: synchronous mode, or refused", "400; 200 if announced")
+@probe(
+    "synchronous",
+    "ext_keys",
+    "without a callback: synchronous mode, or refused",
+    "400 or 503; 200 if announced",
+)
 async def synchronous(kme: Kme020) -> str:
     keys = fresh()
     announced = "synchronous_mode" in await kme.capabilities()
     answer = await kme.send(keys, ack_callback_url=None)
+    if not announced and answer.status == 503:
+        return problem(answer, 503)
     if not announced:
         return await _kept_nothing(kme, keys, answer, "missing-parameters")
     expect(answer.status == 200, f"{answer.brief()} though synchronous_mode is announced")

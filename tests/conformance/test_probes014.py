@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from keyhaul.conformance import kme014
 from keyhaul.conformance.call import Caller
 from keyhaul.conformance.kme014 import Kme014
 from keyhaul.conformance.probe import Result, Verdict, run_all
@@ -85,9 +86,13 @@ def saes(pki: Pki) -> dict[str, Files]:
     return {name: pki.sae("lab", name) for name in NAMES}
 
 
-def try_all(defect: str, port: Files, saes: dict[str, Files], left_out: int = 0) -> list[Result]:
+def try_all(
+    defect: str, port: Files, saes: dict[str, Files], left_out: int = 0, dry: int = 0, only: str = ""
+) -> list[Result]:
     async def story() -> list[Result]:
-        async with serving(WrongKme(URIS, defect), str(port.cert), str(port.key), str(port.ca)) as url:
+        async with serving(
+            WrongKme(URIS, defect, dry=dry), str(port.cert), str(port.key), str(port.ca)
+        ) as url:
             callers = [
                 Caller(
                     name,
@@ -98,7 +103,8 @@ def try_all(defect: str, port: Files, saes: dict[str, Files], left_out: int = 0)
             ]
             nobody = Caller("", url, anonymous_context(port.ca, Policy.COMPATIBLE))
             kme = Kme014(callers[0], callers[1], [nobody], *callers[2 : 4 - left_out])
-            return await run_all(PROBES, kme, 20.0)
+            probes = [probe for probe in PROBES if only in ("", probe.name)]
+            return await run_all(probes, kme, 20.0)
 
     return asyncio.run(story())
 
@@ -115,6 +121,16 @@ def test_a_defect_is_found_by_the_probes_about_it_and_by_no_other(
     assert failed(results) == DEFECTS[defect], [each for each in results if each.verdict is Verdict.FAIL]
     assert len(results) == len(PROBES)
     assert not [each for each in results if each.verdict is Verdict.NOT_RUN]
+
+
+def test_a_kme_that_has_no_keys_just_now_breaks_no_rule(
+    monkeypatch: pytest.MonkeyPatch, port: Files, saes: dict[str, Files]
+) -> None:
+    monkeypatch.setattr(kme014, "PAUSE", 0.0)
+    (result,) = try_all("", port, saes, dry=3, only="same-bits")
+    assert result.verdict is Verdict.PASS
+    (result,) = try_all("", port, saes, dry=99, only="same-bits")
+    assert (result.verdict, result.seen[:13]) == (Verdict.FAIL, "enc_keys: 503")
 
 
 def test_what_cannot_be_tried_is_said_and_not_passed(port: Files, saes: dict[str, Files]) -> None:

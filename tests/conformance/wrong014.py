@@ -51,6 +51,7 @@ class WrongKme:
     saes: Mapping[str, str]
     defect: str = ""
     keys: dict[str, Held] = field(default_factory=dict)
+    dry: int = 0
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -115,6 +116,9 @@ class WrongKme:
         return value
 
     def enc_keys(self, caller: str, slave: str, method: str, query: list[list[str]], body: bytes) -> Any:
+        if self.dry:
+            self.dry -= 1
+            raise Refused(503, "no keys just now")
         given = [] if self.defect == "GET ignores the query" else query
         asked = {name: self._number(value) for name, value in given}
         if method == "POST":

@@ -54,3 +54,26 @@ def test_020_every_rule_holds_between_two_neighbours(gateway: Gateway) -> None:
             assert "TLS 1.2: " in passed["tls"]
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ([], "it is not clear who we are"),
+        (["--sae", __file__], "half described"),
+        (["--second", __file__, "--second-listen", "127.0.0.1:1"], "half described"),
+        (["--listen", "nowhere"], "'nowhere' is no address"),
+        (["--listen", "203.0.113.1:1"], "cannot listen on"),
+        (["--only", "no-such-probe"], "there is no probe"),
+        (["--kme", "nowhere.pem"], "nowhere.pem: no such file"),
+    ],
+)
+def test_misuse_is_said(gateway: Gateway, words: list[str], cause: str) -> None:
+    us = gateway.foreign("kme-a")
+    usual = ["--kme", str(us.cert), "--cacert", str(us.ca), "--listen", f"127.0.0.1:{free_port()}"]
+    usual += ["--initiator", "SAE_A", "--target", OURS]
+    code, out, err = asyncio.run(
+        keyhaul("conformance", "020", "https://127.0.0.1:1", *(usual if words else []), *words)
+    )
+    assert (code, out) == (2, "")
+    assert cause in err
