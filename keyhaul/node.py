@@ -303,7 +303,9 @@ class Node:
         self.receipts = Receipts(self.identity, self.vault.ledger, self._clock, keep)
         self.relay.receipted = self.receipts.note
         self._stack.push_async_callback(self.receipts.seal)
-        self.origin = Origin(self.site, self.relay, self.settlement, self._tasks.spawn, self._mint())
+        level = settings.delivery.pool
+        rules = replace(settings.pools, fixed=0 if self._paper_a else None if level == "auto" else level)
+        self.origin = Origin(self.site, self.relay, self.settlement, self._tasks.spawn, self._mint(), rules)
         self.activity = Activity(self.origin, time.monotonic)
 
     def _mint(self) -> Mint:
@@ -396,6 +398,7 @@ class Node:
             try:
                 await self.settlement.sweep()
                 await self.receipts.seal_if_due()
+                await self.origin.tend()
             except KeyhaulError as error:
                 log.warning("sweep failed; tried again later", cause=error.cause)
 
@@ -517,7 +520,6 @@ def _settings(settings: config.NodeConfig) -> Settings:
         request_timeout=delivery.request_timeout,
         ttl=delivery.ttl,
         retention=delivery.retention,
-        pool=delivery.pool,
         key_size=settings.limits.key_size,
         pen=settings.extension_pen,
         max_key_count=settings.limits.max_key_count,

@@ -28,17 +28,18 @@ from keyhaul.errors import (
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import LABELS, SCHEME, Delivered, Order, Standing
 from keyhaul.minting import MATES, Mint
-from keyhaul.pools import Pool, Pools
+from keyhaul.pools import MAX_BATCH, Pools, Rules
 from keyhaul.ports import Spawn
 from keyhaul.promise import Ask, choose_scheme
 from keyhaul.relay import Batch, Relay
 from keyhaul.settlement import Settlement
+from keyhaul.shelves import Pool
 from keyhaul.site import Site
 from keyhaul.stock import Stock
 
 log = structlog.get_logger("keyhaul.origin")
 
-MAX_BATCH = 128  # keys relayed ahead in one message
+FILLS = 4  # batches relayed ahead at a time
 SHORTEST_TURN = 0.5  # seconds that another attempt is worth
 PROBE_LIFE = 60.0  # seconds until a test key expires
 
@@ -63,15 +64,24 @@ class _Wait:
 class Origin:
     """Serves the SAEs of one node (the `Delivery` that the 014 port calls)."""
 
-    def __init__(self, site: Site, relay: Relay, settlement: Settlement, spawn: Spawn, mint: Mint) -> None:
+    def __init__(
+        self,
+        site: Site,
+        relay: Relay,
+        settlement: Settlement,
+        spawn: Spawn,
+        mint: Mint,
+        rules: Rules | None = None,
+    ) -> None:
         self._site = site
         self._mint = mint
         self._relay = relay
         self._settlement = settlement
         self._spawn = spawn
         self._waits: dict[Ref, _Wait] = {}
-        self.pools = Pools(site.settings.pool)
-        self._filling: set[Pool] = set()
+        self.pools = Pools(rules or Rules(fixed=site.settings.pool))
+        self._filling = 0
+        self._fullest: dict[str, int] = {}  # bits a neighbour's link held at most
         self._stock = Stock(site, self.pools, spawn)
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
@@ -79,6 +89,10 @@ class Origin:
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready."""
         self._offer(sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref))
+        for (master, slave), pair in self.pools.rules.pairs.items():
+            if pair.least and self._site.view.home(master) == self._site.name:
+                pool = Pool(master, frozenset({slave}), self._site.settings.key_size)
+                self.pools.reserve(pool, self._site.clock.now())
 
     # ------------------------------------------------------------------ enc_keys
 
@@ -91,15 +105,22 @@ class Origin:
         self._check_master(order.master)
         plain = not (order.options.keys() & {SCHEME, LABELS})
         if plain and (ready := await self._stock.take(_pool(order), order.number)):
-            self._top_up(order)
+            self._note(order, hit=True)
             return ready
+        try:
+            batch = await self._made(order)
+        finally:
+            if plain:
+                self._note(order, hit=False)
+        return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
+
+    async def _made(self, order: Order) -> Batch:
+        """Keys that are made for this request."""
         if self._site.settings.release == "immediate" or self._local(order):
             batch = await self._batch(order, waiting=False)
             await self._relay.dispatch(batch)
-        else:
-            batch = await self._confirmed_batch(order)
-        self._top_up(order)
-        return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
+            return batch
+        return await self._confirmed_batch(order)
 
     def _check_master(self, master: str) -> None:
         """Far nodes believe a master only from its own node; so does this one, and says so at once."""
@@ -253,6 +274,8 @@ class Origin:
             if row.upstream is None:
                 self._learn(row)
             wait = self._waits.get(row.ref)
+            if row.state is not State.DELIVERABLE:
+                self.pools.remove(row)
             if wait is not None:
                 wait.conclude(row)
 
@@ -289,35 +312,88 @@ class Origin:
 
     # ------------------------------------------------------------------ keys relayed ahead
 
-    def _top_up(self, order: Order) -> None:
-        pool = _pool(order)
-        if self.pools.low(pool) and pool not in self._filling:
-            self._filling.add(pool)
-            self._spawn(self._fill(pool, order), "fill pool")
+    def _note(self, order: Order, *, hit: bool) -> None:
+        """Tell the pools what was asked; restock where it is worth while."""
+        pool, now = _pool(order), self._site.clock.now()
+        self.pools.asked(pool, order.number, hit, now)
+        if self.pools.low(pool, now):
+            self._restock()
 
-    async def _fill(self, pool: Pool, order: Order) -> None:
-        """Relay keys ahead of demand until the pool is full or the network will not."""
+    def _restock(self) -> None:
+        """Begin what the policy picks, as long as it may begin more."""
+        while self._filling < FILLS:
+            picked = self.pools.pick(self._site.clock.now(), self._room)
+            if picked is None:
+                return
+            self._filling += 1
+            self._spawn(self._fill(*picked), "fill pool")
+
+    def _room(self, pool: Pool) -> int:
+        """Keys that pools may send over the first links now; the rest of their stock is for others."""
+        room = MAX_BATCH
+        if self.pools.rules.fixed is not None:
+            return room
         try:
-            while lacking := self.pools.lacking(pool):
-                number = min(lacking, MAX_BATCH)
-                wanted = Order(order.master, order.targets, number, order.size)
-                batch = await self._batch(wanted, waiting=True, herd=self.pools.block)
-                refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
-                if self._local(order):
-                    await self._relay.dispatch(batch)
-                    self.pools.add(pool, refs)
-                    continue
-                with self._expecting(refs, claims=False) as wait:
-                    await self._confirmed(batch, wait)
-                if wait.open or wait.failed:
-                    rows = await self._settlement.abandon(wait.open)
-                    batch.failed = _failed_ways(batch, [*wait.failed, *rows])
-                    self._go_around(batch, batch.deadline)
-                    return
+            for leg in self._site.legs(tuple(pool.targets)):
+                if leg != self._site.name and leg not in self._site.foreign:
+                    room = min(room, self._spare(self._site.view.hops(self._site.name, leg)[1], pool.size))
+        except (Unavailable, NoSuchTarget):
+            return 0
+        return room
+
+    def _spare(self, peer: str, size: int) -> int:
+        link = self._site.link(peer)
+        level = link.level()
+        if level is None:
+            return MAX_BATCH
+        fullest = self._fullest[peer] = max(self._fullest.get(peer, 0), level)
+        spare = level - (1.0 - self.pools.rules.share) * fullest
+        if spare <= 0:
+            return 0
+        return int(spare // size) if "its-wire" in link.labels else MAX_BATCH
+
+    async def _fill(self, pool: Pool, number: int) -> None:
+        """Relay one batch of keys ahead of demand; then the next one is picked."""
+        begun, done = self._site.clock.now(), False
+        try:
+            done = await self._relay_ahead(pool, number)
         except KeyhaulError as error:
-            log.info("pool not filled", master=order.master, cause=error.cause)
+            log.info("pool not filled", master=pool.master, cause=error.cause)
         finally:
-            self._filling.discard(pool)
+            self._filling -= 1
+            now = self._site.clock.now()
+            if done:
+                self.pools.filled(pool, number, now - begun, now)
+            else:
+                self.pools.failed(pool, now)
+        self._restock()
+
+    async def _relay_ahead(self, pool: Pool, number: int) -> bool:
+        """Whether every key of the batch is held at the far end."""
+        order = Order(pool.master, tuple(sorted(pool.targets)), number, pool.size)
+        batch = await self._batch(order, waiting=True, herd=self.pools.block(pool))
+        refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
+        if self._local(order):
+            await self._relay.dispatch(batch)
+            self.pools.add(pool, refs)
+            return True
+        with self._expecting(refs, claims=False) as wait:
+            await self._confirmed(batch, wait)
+        if not wait.open and not wait.failed:
+            return True
+        rows = await self._settlement.abandon(wait.open)
+        batch.failed = _failed_ways(batch, [*wait.failed, *rows])
+        self._go_around(batch, batch.deadline)
+        return False
+
+    async def tend(self) -> None:
+        """Void keys that lie idle, at both ends; restock pools that had to wait. Called every second."""
+        for pool, extra in self.pools.surplus(self._site.clock.now()):
+            while extra > 0 and (refs := self.pools.pop(pool, extra)):
+                extra -= len(refs)
+                await self._settlement.abandon(refs)
+                self.pools.gave_up(pool, len(refs))
+        self._restock()
 
     # ------------------------------------------------------------------ dec_keys and status
 

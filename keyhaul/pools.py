@@ -1,97 +1,297 @@
-"""Keys relayed ahead of demand: which are ready, and how many a pair of SAEs lacks. Pure bookkeeping.
+"""How many keys to relay ahead for whom, and who comes first. Pure policy: every call is told the time.
 
-The ledger is the truth; this index is rebuilt from it at start. A ref that is popped here may turn out
-to be voided or expired there, and then simply does not come back.
+Three questions, answered from what SAEs asked lately and how long it took to restock:
+
+    target    how many keys a pool should hold. The key that would be the last to go is worth holding
+              while the chance that it is wanted before the pool is restocked outweighs the cost of one
+              that lies idle (the newsvendor's rule, on demand with the observed mean, and the observed
+              variance, which is larger the more keys one request takes); a burst of demand is remembered
+              and halves with time; and no pair holds more than `most`
+    pick      whose pool is restocked next: priority first, then whoever got least for its weight
+              (start-time fair queueing), as far as the room on its first link goes; so a greedy pair
+              delays nobody's first key, and what relays and requests need stays there
+    surplus   what a pool should give up: its keys are voided at both ends, not left to grow old
+
+Demand and restocking times are means that forget: a narrow link anywhere on the way makes restocking
+slow, which asks for a larger pool, and failures make the pool wait longer and longer before it tries again.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
-from keyhaul.keys import MASTER, Ref, Row, State
+from keyhaul.shelves import Pool, Shelves
+
+LARGEST_BLOCK = 128
+MAX_BATCH = 128  # keys relayed ahead in one message
+MEMORY = 30.0  # seconds after which demand counts for 1/e
+BURST = 2.0  # seconds that make one burst
+RECHECK = 0.25  # seconds that a target stays as it is, unless more is asked
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a pool that could not be restocked tries again
+REVIEW = 0.5  # seconds a restocking may have to wait for its turn
+SLACK = 2.0  # times its target that a pool may hold before it gives keys up
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """What makes two keys interchangeable: master, targets, and size in bits."""
+class Pair:
+    """What the configuration says of one master and slave.
 
-    master: str
-    targets: frozenset[str]
-    size: int
-
-
-def pool_of(row: Row) -> Pool:
-    return Pool(row.initiator, frozenset(row.targets), row.size)
-
-
-LARGEST_BLOCK = 128
-
-
-class Pools:
-    """`level`: keys to keep ready for every pool that was asked for once.
-
-    Keys come and go in blocks: those that were made together and stand alike (see ports.Herd).
+    `weight` is its part of what a scarce link gives to pools; `least` are keys of the default size held
+    whatever the demand; `priority` pools are restocked before all others.
     """
 
-    def __init__(self, level: int) -> None:
-        self.level = level
-        self._ready: defaultdict[Pool, deque[list[Ref]]] = defaultdict(deque)
-        self._counts: defaultdict[Pool, int] = defaultdict(int)
+    weight: float = 1.0
+    least: int = 0
+    most: int | None = None
+    priority: bool = False
 
-    @property
-    def block(self) -> int:
-        """How many keys should stand together: a crash may burn one such block, a quarter of a pool."""
-        return max(1, min(LARGEST_BLOCK, self.level // 4))
 
-    def offer(self, row: Row) -> bool:
-        """Note a confirmed key of this origin that nobody waits for; False for any other row."""
-        ready = row.state is State.DELIVERABLE and row.upstream is None and MASTER in row.waiting
-        if ready:
-            self.add(pool_of(row), [row.ref])
-        return ready
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The numbers of `[pool]`.
 
-    def add(self, pool: Pool, refs: Iterable[Ref]) -> None:
-        """Keys that are ready from now on."""
-        blocks = self._ready[pool]
-        for ref in refs:
-            if blocks and _mates(blocks[-1][-1], ref):
-                blocks[-1].append(ref)
-            else:
-                blocks.append([ref])
-            self._counts[pool] += 1
+    `fixed`: keys for every pool that was asked for once, whatever the demand; None: by demand. `most`:
+    keys a pool may hold. `idle`: seconds that a key may lie before it costs as much as it saves.
+    `share`: part of a link's stock that pools may draw on; the rest is for relaying and for requests.
+    """
 
-    def count(self, pool: Pool) -> int:
-        """Keys ready now."""
-        return self._counts.get(pool, 0)
+    fixed: int | None = None
+    most: int = 4096
+    idle: float = 300.0
+    share: float = 0.5
+    pairs: Mapping[tuple[str, str], Pair] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Demand:
+    """What was asked of one pool. Means decay with `MEMORY`; `burst` with `BURST`, its peak with `idle`."""
+
+    since: float
+    at: float
+    keys: float = 0.0
+    squares: float = 0.0
+    burst: float = 0.0
+    peak: float = 0.0
+    requests: int = 0
+    last: float = -math.inf
+
+    def asked(self, number: int, now: float, idle: float) -> None:
+        self._decay(now, idle)
+        self.last = now
+        self.requests += 1
+        self.keys += number
+        self.squares += number * number
+        self.burst += number
+        self.peak = max(self.peak, self.burst)
+
+    def _decay(self, now: float, idle: float) -> None:
+        passed = max(0.0, now - self.at)
+        if passed:
+            keep = math.exp(-passed / MEMORY)
+            self.keys *= keep
+            self.squares *= keep
+            self.burst *= math.exp(-passed / BURST)
+            self.peak *= math.exp2(-passed / idle)
+            self.at = now
+
+    def wanted(self, lead: float, idle: float, now: float) -> float:
+        """Keys worth holding when restocking takes `lead` seconds."""
+        self._decay(now, idle)
+        if self.requests < 2:
+            return 0.0
+        # A young pair's mean counts only the time it had; a rare one's never falls below its average.
+        age = max(now - self.since, 1.0)
+        rate = max(self.keys / (MEMORY * -math.expm1(-age / MEMORY)), _rare(self.requests, age, idle))
+        worth = rate / (rate + 1.0 / idle)
+        mean = rate * lead
+        spread = math.sqrt(mean * max(1.0, self.squares / self.keys if self.keys > 1e-9 else 1.0))
+        level = mean + NormalDist().inv_cdf(min(worth, 0.9999)) * spread
+        return max(math.ceil(level) if worth > 0.5 else 0.0, self.peak if self.peak >= 1.0 else 0.0)
+
+
+def _rare(requests: int, age: float, idle: float) -> float:
+    """The mean over a whole life, while that life is short enough to tell anything of the next key."""
+    return requests / age if age < 10 * idle else 0.0
+
+
+@dataclass(slots=True)
+class _State:
+    """What the policy knows of one pool beside its keys."""
+
+    demand: Demand
+    target: int = 0
+    checked: float = -math.inf
+    lead: float = 1.0
+    finish: float = 0.0
+    restocking: bool = False  # until it is full
+    filling: bool = False  # a batch is under way
+    pause: float = 0.0
+    try_at: float = -math.inf
+    hits: int = 0
+    misses: int = 0
+    stocked: int = 0
+    given_up: int = 0
+
+
+class Pools(Shelves):
+    """The keys that lie ready and the policy over them; see the module docstring."""
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__()
+        self.rules = rules
+        self._states: dict[Pool, _State] = {}
+        self._turn = 0.0  # virtual time of fair queueing
+
+    def reserve(self, pool: Pool, now: float) -> None:
+        """A pool that the configuration names is kept from the start on."""
+        self._state(pool, now)
+
+    # -- what happens ----------------------------------------------------------------------------
+
+    def asked(self, pool: Pool, number: int, hit: bool, now: float) -> None:
+        """A request for keys of this pool, and whether the pool could serve it."""
+        state = self._state(pool, now)
+        state.demand.asked(number, now, self.rules.idle)
+        if hit:
+            state.hits += 1
+        else:
+            state.misses += 1
+            state.checked = -math.inf
+
+    def filled(self, pool: Pool, number: int, seconds: float, now: float) -> None:
+        """A batch that `pick` named is confirmed at the far end, after so many seconds."""
+        state = self._state(pool, now)
+        state.filling, state.pause = False, 0.0
+        state.stocked += number
+        state.lead += 0.3 * (seconds - state.lead)
+
+    def failed(self, pool: Pool, now: float) -> None:
+        """A batch that `pick` named could not be delivered."""
+        state = self._state(pool, now)
+        state.filling = False
+        state.pause = min(max(2 * state.pause, FIRST_PAUSE), LONGEST_PAUSE)
+        state.try_at = now + state.pause
+
+    # -- what to do ------------------------------------------------------------------------------
+
+    def target(self, pool: Pool, now: float) -> int:
+        """How many keys this pool should hold."""
+        state = self._states.get(pool)
+        if state is None:
+            return 0
+        if now - state.checked >= RECHECK:
+            state.checked, state.target = now, self._target(pool, state, now)
+        return state.target
+
+    def _target(self, pool: Pool, state: _State, now: float) -> int:
+        rules, pair = self.rules, self._pair(pool)
+        most = rules.most if pair.most is None else pair.most
+        if rules.fixed is not None:
+            return max(rules.fixed, pair.least)
+        wanted = state.demand.wanted(state.lead + REVIEW, rules.idle, now)
+        return max(min(int(wanted), most), pair.least)
+
+    def block(self, pool: Pool) -> int:
+        """How many keys should stand together: a quarter of a pool, because a crash may burn two blocks."""
+        state = self._states.get(pool)
+        level = self.rules.fixed or (state.target if state is not None else 0)
+        return max(1, min(LARGEST_BLOCK, level // 4))
+
+    def low(self, pool: Pool, now: float) -> bool:
+        """Whether it is worth restocking: keys travel in batches, so not for every one that left."""
+        state = self._states.get(pool)
+        if state is None or state.filling or now < state.try_at:
+            return False
+        return self.count(pool) * 4 < self.target(pool, now) * 3
+
+    def pick(self, now: float, room: Callable[[Pool], int]) -> tuple[Pool, int] | None:
+        """The pool whose turn it is and how many keys for it; it must be told what became of them.
+
+        `room`: how many keys the first link of a pool may carry for pools now.
+        """
+        best: tuple[bool, float, Pool] | None = None
+        for pool, state in self._states.items():
+            if not self._lacks(pool, state, now) or room(pool) < 1:
+                continue
+            order = (not self._pair(pool).priority, max(state.finish, self._turn), pool)
+            if best is None or order[:2] < best[:2]:
+                best = order
+        if best is None:
+            return None
+        _, start, pool = best
+        number = min(self.target(pool, now) - self.count(pool), MAX_BATCH, room(pool))
+        state = self._states[pool]
+        state.filling, state.finish = True, start + number / self._pair(pool).weight
+        self._turn = start
+        return pool, number
+
+    def _lacks(self, pool: Pool, state: _State, now: float) -> bool:
+        """Restocking begins when a pool is low and goes on until it is full."""
+        if state.filling or now < state.try_at:
+            return False
+        full = self.count(pool) >= self.target(pool, now)
+        state.restocking = not full and (state.restocking or self.low(pool, now))
+        return state.restocking
+
+    def surplus(self, now: float) -> list[tuple[Pool, int]]:
+        """Pools that hold more than is worth while, and by how many keys; those forgotten are let go of."""
+        found = []
+        for pool in list(self._states):
+            state, count = self._states[pool], self.count(pool)
+            known = self.rules.fixed is None and now - state.demand.since > self.rules.idle
+            if known and count > SLACK * self.target(pool, now):
+                found.append((pool, count - self.target(pool, now)))
+            forgotten = now - state.demand.last > 10 * self.rules.idle and not self._pair(pool).least
+            if forgotten and not count and not state.filling:
+                del self._states[pool]
+        return found
+
+    def gave_up(self, pool: Pool, number: int) -> None:
+        """Keys that `surplus` named were voided."""
+        self._states[pool].given_up += number
+
+    # -- what operators see ----------------------------------------------------------------------
 
     def summary(self) -> list[dict[str, Any]]:
-        """Every pool that holds keys, for operators; sizes in bits."""
+        """Every pool that is known, for operators; sizes in bits, counts in keys or requests."""
         return [
-            {"master": pool.master, "targets": sorted(pool.targets), "size": pool.size, "ready": count}
-            for pool, count in self._counts.items()
-            if count
+            {
+                "master": pool.master,
+                "targets": sorted(pool.targets),
+                "size": pool.size,
+                "ready": self.count(pool),
+                **self._counts(pool),
+            }
+            for pool in {**dict.fromkeys(self), **dict.fromkeys(self._states)}
         ]
 
-    def pop(self, pool: Pool) -> list[Ref]:
-        """The oldest block; empty if there is none."""
-        blocks = self._ready.get(pool)
-        if not blocks:
-            return []
-        block = blocks.popleft()
-        self._counts[pool] -= len(block)
-        return block
+    def _counts(self, pool: Pool) -> dict[str, Any]:
+        state = self._states.get(pool)
+        if state is None:
+            return {"target": 0, "hits": 0, "misses": 0, "stocked": 0, "given_up": 0}
+        return {
+            "target": state.target,
+            "hits": state.hits,
+            "misses": state.misses,
+            "stocked": state.stocked,
+            "given_up": state.given_up,
+        }
 
-    def lacking(self, pool: Pool) -> int:
-        """How many keys would fill this pool."""
-        return max(0, self.level - self.count(pool))
+    def _pair(self, pool: Pool) -> Pair:
+        if len(pool.targets) != 1 or not self.rules.pairs:
+            return _PLAIN
+        (slave,) = pool.targets
+        return self.rules.pairs.get((pool.master, slave), _PLAIN)
 
-    def low(self, pool: Pool) -> bool:
-        """Whether it is worth filling: keys travel in batches, so not for every one that left."""
-        return self.count(pool) * 4 < self.level * 3
+    def _state(self, pool: Pool, now: float) -> _State:
+        state = self._states.get(pool)
+        if state is None:
+            state = self._states[pool] = _State(Demand(now, now))
+        return state
 
 
-def _mates(one: Ref, other: Ref) -> bool:
-    return one.key_id.int >> 8 == other.key_id.int >> 8 and one.leg == other.leg
+_PLAIN = Pair()

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from keyhaul import lifecycle
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import Delivered
-from keyhaul.pools import Pool, Pools
+from keyhaul.pools import Pools
 from keyhaul.ports import Spawn
+from keyhaul.shelves import Pool
 from keyhaul.site import Site
 
 
@@ -60,7 +61,7 @@ class Stock:
     async def take(self, pool: Pool, number: int) -> list[Delivered]:
         """All of `number` keys, or none: then they have to be made."""
         now = self._site.clock.now()
-        hand, block = self._hands[pool], self._pools.block
+        hand, block = self._hands[pool], self._pools.block(pool)
         while not (keys := hand.give(number, now)):
             if number * 2 > block:  # most of a block each: nothing is gained by taking turns
                 if not await self._reach(pool, hand):
@@ -76,7 +77,7 @@ class Stock:
     async def _reach_ahead(self, pool: Pool, hand: _Hand) -> None:
         """Take the next block before the last key of this one is asked for."""
         async with hand.reaching:
-            if len(hand) * 4 < self._pools.block * 3:
+            if len(hand) * 4 < self._pools.block(pool) * 3:
                 await self._reach(pool, hand)
 
     async def _reach(self, pool: Pool, hand: _Hand) -> bool:

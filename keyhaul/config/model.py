@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from keyhaul import pools as stocking
 from keyhaul.admission import Rules
 from keyhaul.policy import NO_POLICY, Limits, PathPolicy
 
@@ -157,7 +158,7 @@ COSTS: Mapping[str, float] = {"qkd": 1.0, "pqc": 2.0}
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How keys are handed out. Times in seconds; `pool` in keys kept ready per pair of SAEs.
+    """How keys are handed out. Times in seconds; `pool` in keys kept ready per pair of SAEs, or by demand.
 
     `release`: the master gets a key when all targets have it (`relayed`) or at once (`immediate`).
     `retention`: how long the tombstone of a finished key is kept.
@@ -167,7 +168,7 @@ class Delivery:
     request_timeout: float = 15.0
     ttl: float = 86_400.0
     retention: float = 86_400.0
-    pool: int = 0
+    pool: int | Literal["auto"] = "auto"
     profile: Literal["default", "paper-a"] = "default"
 
 
@@ -293,3 +294,4 @@ class NodeConfig:
     monitor: MonitorConfig = MonitorConfig()
     schemes: SchemesConfig = SchemesConfig()
     policy: PathPolicy = NO_POLICY
+    pools: stocking.Rules = field(default_factory=stocking.Rules)

@@ -22,6 +22,7 @@ from keyhaul.config.admission import read_admission
 from keyhaul.config.entropy import read_entropy
 from keyhaul.config.network import check_peers, read_network
 from keyhaul.config.operations import read_audit, read_monitor
+from keyhaul.config.pools import read_level, read_pools
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
 from keyhaul.config.schemes import check_schemes, read_policy, read_schemes
 from keyhaul.errors import ConfigError
@@ -93,6 +94,7 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         monitor=read_monitor(root.section("monitor", required=False)),
         schemes=read_schemes(root.section("schemes", required=False)),
         policy=read_policy(root),
+        pools=read_pools(root.section("pool", required=False)),
     )
 
 
@@ -240,7 +242,7 @@ def _delivery(table: Section) -> model.Delivery:
         request_timeout=table.number("request_timeout", plain.request_timeout, low=0.1, high=3600),
         ttl=table.number("ttl", plain.ttl, low=1),
         retention=table.number("retention", plain.retention, low=0),
-        pool=table.integer("pool", plain.pool, high=1_000_000),
+        pool=read_level(table, plain.pool),
         profile=table.choice("profile", ("default", "paper-a"), plain.profile),  # type: ignore[arg-type]
     )
     if delivery.release == "immediate":

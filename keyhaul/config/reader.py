@@ -93,6 +93,10 @@ class Section:
     def __contains__(self, name: str) -> bool:
         return name in self._table
 
+    def is_text(self, name: str) -> bool:
+        """Whether a string stands there, for settings that may be one."""
+        return isinstance(self._table.get(name), str)
+
     def report(self, name: str | None, cause: str, remedy: str, *, warning: bool = False) -> None:
         """A mistake in the value `name`, or in the table as a whole."""
         path = self._path if name is None else (*self._path, name)
