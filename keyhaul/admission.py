@@ -149,19 +149,24 @@ class Turn:
     name: str
     start: Callable[[], None]
     admitted: bool = False
+    priority: bool = False  # when it was admitted
 
 
 class Gate:
     """At most `rules.slots` calls at once. Raises Busy instead of queueing without an end."""
 
     def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        self._most = max(1, int(rules.slots * rules.share))
-        self._open = rules.slots - rules.reserved  # slots that every SAE may use
+        self.use(rules)
         self._held: Counter[str] = Counter()
         self._ordinary = 0  # slots used by SAEs without priority
         self._used = 0
         self._queue: FairQueue[Turn] = FairQueue()
+
+    def use(self, rules: Rules) -> None:
+        """Other bounds from the next call that enters or leaves on."""
+        self._rules = rules
+        self._most = max(1, int(rules.slots * rules.share))
+        self._open = rules.slots - rules.reserved  # slots that every SAE may use
 
     @property
     def waiting(self) -> int:
@@ -190,7 +195,7 @@ class Gate:
             self._queue.remove(turn.name, turn)
             return
         self._used -= 1
-        self._ordinary -= turn.name not in self._rules.priority
+        self._ordinary -= not turn.priority
         self._held[turn.name] -= 1
         if not self._held[turn.name]:
             del self._held[turn.name]
@@ -209,24 +214,30 @@ class Gate:
         turn.admitted = True
         self._used += 1
         self._held[turn.name] += 1
-        self._ordinary += turn.name not in self._rules.priority
+        turn.priority = turn.name in self._rules.priority
+        self._ordinary += not turn.priority
 
 
 class Admission:
     """All rules of one node. Every refusal is a Busy with the seconds to wait, and is counted by reason."""
 
     def __init__(self, rules: Rules) -> None:
-        self.rules = rules
         self.gate = Gate(rules)
         self.refused: Counter[str] = Counter()
+        self.use(rules)
+        self._rows: Counter[str] = Counter()  # never fewer than there are, see `recount`
+        self.crowded = False
+        """Whether a neighbour met its bound of rows since the last `recount`."""
+
+    def use(self, rules: Rules) -> None:
+        """Other rules from now on; buckets begin full, and calls that wait or are worked on stay."""
+        self.rules = rules
+        self.gate.use(rules)
         self._requests = Buckets(rules.sae_requests, rules.burst)
         self._sae_bits = Buckets(rules.sae_bits, rules.burst)
         self._pair_bits = Buckets(rules.pair_bits, rules.burst)
         self._messages = Buckets(rules.peer_messages, rules.burst)
         self._keys = Buckets(rules.peer_keys, rules.burst)
-        self._rows: Counter[str] = Counter()  # never fewer than there are, see `recount`
-        self.crowded = False
-        """Whether a neighbour met its bound of rows since the last `recount`."""
 
     def call(self, sae: str, now: float) -> None:
         """One call of an SAE, whatever it asks."""

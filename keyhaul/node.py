@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
-import signal
 import socket
-import sys
+import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -43,7 +41,6 @@ from keyhaul.edge.turns import Holdings, Turns
 from keyhaul.entropy import MixedEntropy, configured
 from keyhaul.errors import ConfigError, KeyhaulError
 from keyhaul.gossip import Gossip
-from keyhaul.hardening import harden
 from keyhaul.identity import Anchors, Federation, Identity, admin_name, node_name, sae_id
 from keyhaul.kernel import Kernel
 from keyhaul.letters import Letters
@@ -101,6 +98,8 @@ class Node:
         self.audit: AuditLog | None = None
         self.monitor: Monitor | None = None
         self._traffic: dict[str, Traffic] = {}
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._saes: sae.SaeApplication | None = None
         self._events: Counter[str] = Counter()
         self._trends: dict[str, Trend] = {}
 
@@ -161,7 +160,7 @@ class Node:
         self.federation = Federation(Anchors.load(_read(node.ca)), settings.network.nodes)
         self.directory = Directory(self.federation, settings.network.nodes)
         self.peers = HttpPeers(
-            {peer.name: (peer.url, self._client_context(peer)) for peer in settings.peers},
+            {peer.name: (peer.url, self._context_for(peer)) for peer in settings.peers},
             federation=self.federation,
         )
         self._stack.push_async_callback(self.peers.close)
@@ -205,7 +204,11 @@ class Node:
             others=[self.blind_keys] if self.blind_keys is not None else [],
         )
 
-    def _client_context(self, peer: config.Peer) -> Any:
+    def _context_for(self, peer: config.Peer) -> ssl.SSLContext:
+        self._contexts[f"towards {peer.name}"] = context = self._client_context(peer)
+        return context
+
+    def _client_context(self, peer: config.Peer) -> ssl.SSLContext:
         own, policy = self.config.listeners.node, tls.Policy(self.config.listeners.node.tls)
         if peer.kind == "plain":
             # A foreign key manager may know no post-quantum group; nodes of ours always do.
@@ -250,9 +253,11 @@ class Node:
         limits = {"key_size": end.key_size}
         if end.max_key_per_request:
             limits["max_key_per_request"] = end.max_key_per_request
+        context = tls.client_context(credentials, tls.Policy(end.tls))
+        self._contexts[f"towards the device of {peer.name}"] = context
         device = Device(
             end.url,
-            tls.client_context(credentials, tls.Policy(end.tls)),
+            context,
             peer_sae=end.peer_sae,
             limits=limits,
             method=end.method,
@@ -329,7 +334,7 @@ class Node:
             delivery = AuditedDelivery(delivery, self.audit)
         if self.monitor is not None:
             delivery = TimedDelivery(delivery, self.monitor.metrics.seconds)
-        saes = sae.SaeApplication(delivery, self.config.limits, turns)
+        saes = self._saes = sae.SaeApplication(delivery, self.config.limits, turns)
         operators = admin.AdminApplication(
             self.status, self.trace, self.replace_entropy, self.origin.probe
         ).application()
@@ -344,6 +349,7 @@ class Node:
             application, render, bounds = applications[name]
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
             context = tls.server_context(credentials, tls.Policy(listener.tls))
+            self._contexts[f"{name} port"] = context
             bounds = replace(bounds, crowd=_crowd(self.config))
             port = Port(name, application, render, _CALLERS[name], context, bounds, note=self._note)
             await port.open([sockets[name]])
@@ -412,7 +418,25 @@ class Node:
             }
             _write_whole(self.config.ready_file, json.dumps(ready))
 
-    # ------------------------------------------------------------------ stop
+    # ------------------------------------------------------------------ reload and stop
+
+    def reload(self, fresh: config.NodeConfig) -> tuple[list[str], list[str], list[str]]:
+        """Take over certificates, limits and admission of a configuration, for all that comes from now on.
+
+        Returns what changed, what could not be loaded and stays as it was, and what needs a restart.
+        """
+        certificates, refused = tls.reload(self._contexts)
+        names = [field.name for field in fields(fresh)]
+        other = [name for name in names if getattr(fresh, name) != getattr(self.config, name)]
+        taken = [name for name in other if name in ("limits", "admission")]
+        restart = [name for name in other if name not in taken]
+        if self._saes is not None:
+            self._saes.limits = fresh.limits
+        self.admission.use(fresh.admission)
+        self.config = replace(self.config, limits=fresh.limits, admission=fresh.admission)
+        changed = [f"certificate of the {name}" if name.endswith("port") else name for name in certificates]
+        self._note("changed", part="reload", what=[*changed, *taken], refused=refused, restart=restart)
+        return [*changed, *taken], refused, restart
 
     async def stop(self) -> None:
         """Close the ports, let requests finish, stop the tasks, close the ledger."""
@@ -485,30 +509,6 @@ def prepare(settings: config.NodeConfig) -> list[str]:
     opened = vault.create_root(settings.store)
     opened.root.wipe()
     return [f"root secret kept by {opened.kind}, grade {opened.grade.value}", *opened.warnings]
-
-
-async def serve(
-    settings: config.NodeConfig,
-    *,
-    sockets: Mapping[str, socket.socket] | None = None,
-    make: Callable[[config.NodeConfig], Node] = Node,
-) -> None:
-    """Run a node until SIGTERM, SIGINT or cancellation; then stop it in order."""
-    for missing in harden():
-        log.warning("not hardened", what=missing)
-    node = make(settings)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        await node.start(sockets)
-        gc.freeze()  # what start-up made stays: collections need not walk it again and again
-        gc.set_threshold(20_000, 20, 20)
-        sys.setswitchinterval(0.0005)  # the store's thread must not wait 5 ms to say that it is done
-        await stop.wait()
-    finally:
-        await node.stop()
 
 
 def _settings(settings: config.NodeConfig) -> Settings:

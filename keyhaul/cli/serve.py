@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,11 +29,11 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     import uvloop
 
     from keyhaul.config import load
+    from keyhaul.daemon import serve
     from keyhaul.edge.activation import inherited
-    from keyhaul.node import Node, serve
+    from keyhaul.node import Node
 
     _log_to_stderr()
-    _leave_no_core()
     sockets = inherited(frozenset({"sae", "node", "admin"}))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(load(file), sockets=sockets, make=make or Node))
@@ -56,8 +55,3 @@ def _log_to_stderr() -> None:
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Journal(sys.stderr.fileno()))),
         cache_logger_on_first_use=True,
     )
-
-
-def _leave_no_core() -> None:
-    """A core dump would hold keys."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -288,6 +288,7 @@ class NodeConfig:
     prefetch: Prefetch
     extension_pen: int
     ready_file: Path | None = None
+    user: str = ""
     entropy: EntropyConfig = EntropyConfig()
     admission: Rules = field(default_factory=Rules)
     audit: AuditConfig = AuditConfig()

@@ -54,7 +54,7 @@ class SaeApplication:
 
     def __init__(self, delivery: Delivery, limits: Limits | None = None, turns: Turns | None = None) -> None:
         self._delivery = delivery
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._turns = turns or Turns(Admission(Rules()), time.monotonic)
 
         self._routes: dict[str, dict[str, _Method]] = {
@@ -81,7 +81,7 @@ class SaeApplication:
         """Get status (5.1)."""
         slave = check_sae(etsi014.unquote_sae(sae))
         standing = await self._delivery.status(master, slave)
-        return _json(200, etsi014.encode_status(self._limits.status(master, slave, standing)))
+        return _json(200, etsi014.encode_status(self.limits.status(master, slave, standing)))
 
     async def _enc_keys_short(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
         """Get key (5.2) with GET."""
@@ -100,13 +100,13 @@ class SaeApplication:
         return await self._fetch(caller, sae, etsi014.decode_key_ids(await _body(request)))
 
     async def _request(self, master: str, sae: str, asked: KeyRequest) -> web.Response:
-        order = self._limits.check(master, etsi014.unquote_sae(sae), asked)
+        order = self.limits.check(master, etsi014.unquote_sae(sae), asked)
         async with self._turns.turn(order):
             keys = await self._delivery.request(order)
         return _container(keys, [order.size] * order.number, trust=order.options.get(TRUST) is True)
 
     async def _fetch(self, caller: str, sae: str, asked: KeyIds) -> web.Response:
-        self._limits.check_ids(asked)
+        self.limits.check_ids(asked)
         keys = await self._delivery.fetch(caller, check_sae(etsi014.unquote_sae(sae)), asked.ids)
         if [key.key_id for key in keys] != list(asked.ids):
             raise KeyhaulError("the kernel gave other keys than were asked for")

@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import enum
 import functools
+import hashlib
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -105,6 +108,35 @@ def anonymous_context(ca: Path, policy: Policy) -> ssl.SSLContext:
     return _context(None, ca, policy, server_side=False)
 
 
+def reload(contexts: Mapping[str, ssl.SSLContext]) -> tuple[list[str], list[str]]:
+    """Read the files of all contexts again, for new connections.
+
+    Returns the names of those whose own certificate is another now, and, with the cause, of those whose
+    files do not load: they go on with what they have.
+    """
+    changed, refused = [], []
+    for name, context in contexts.items():
+        assert isinstance(context, TlsContext)
+        credentials, shown = _shown[context]
+        try:
+            context.reload()
+        except ConfigError as error:
+            refused.append(f"{name}: {error.cause}")
+            continue
+        _shown[context] = credentials, _digest(credentials.cert)
+        if _shown[context][1] != shown:
+            changed.append(name)
+    return changed, refused
+
+
+_shown: WeakKeyDictionary[TlsContext, tuple[Credentials, bytes]] = WeakKeyDictionary()
+"""From which files a context was made, and the digest of the certificate it shows."""
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(_read(path)).digest()
+
+
 def peer_certificate(transport: asyncio.BaseTransport | None) -> x509.Certificate:
     """The certificate the peer proved in the handshake, parsed once per connection.
 
@@ -138,6 +170,8 @@ def _context(own: Credentials | None, ca: Path, policy: Policy, *, server_side: 
     build = functools.partial(_build, own, ca, _PROFILES[policy], server_side)
     demanded = frozenset(group.lower() for group in PQ_GROUPS) if policy is Policy.PQ else frozenset[str]()
     context = TlsContext(build, server_side=server_side, groups=demanded)
+    if own is not None:
+        _shown[context] = own, _digest(own.cert)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if policy is Policy.PQ else ssl.TLSVersion.TLSv1_2
     return context
 

@@ -206,3 +206,19 @@ def test_rows_of_a_neighbour_are_bounded_until_they_are_counted_anew() -> None:
     admission.keys("n", 5, 0.0)
     with pytest.raises(Busy):
         admission.keys("n", 1, 0.0)
+
+
+def test_other_rules_hold_from_the_next_call_on_and_leave_no_slot_behind() -> None:
+    admission = Admission(Rules(slots=2, share=1.0, reserved=0))
+    turns = [admission.enter("a", "x", 256, 0.0) for _ in range(3)]
+    assert [turn.admitted for turn in turns] == [True, True, False]
+    admission.use(
+        Rules(slots=2, share=1.0, reserved=1, priority=frozenset({"a"}), sae_requests=1.0, burst=1.0)
+    )
+    for turn in turns:
+        admission.gate.leave(turn)
+    assert admission.gate.used == admission.gate.waiting == 0
+    assert [admission.enter("b", "x", 256, 0.0).admitted for _ in range(2)] == [True, False]
+    admission.call("b", 0.0)
+    with pytest.raises(Busy):
+        admission.call("b", 0.0)
