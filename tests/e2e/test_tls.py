@@ -260,7 +260,7 @@ def test_the_best_group_both_policies_allow_is_taken(
 
 def test_a_peer_that_wants_the_larger_group_gets_it(cast: Cast) -> None:
     profile = dataclasses.replace(tls._PROFILES[Policy.PQ], groups="SecP384r1MLKEM1024")
-    build = functools.partial(tls._build, cast.derio, profile, False)
+    build = functools.partial(tls._build, cast.derio, cast.derio.ca, profile, False)
     caller = TlsContext(build, server_side=False, groups=frozenset({"secp384r1mlkem1024"}))
     client, _ = shake(server_context(cast.vigo, Policy.PQ), caller)
     assert client.group() == "SecP384r1MLKEM1024"
@@ -273,7 +273,7 @@ def test_pq_refuses_classical_peers(cast: Cast, listener: str, caller: str) -> N
 
 
 def test_the_negotiated_group_is_checked_even_if_the_settings_were_undone(cast: Cast) -> None:
-    build = functools.partial(tls._build, cast.port, tls._PROFILES[Policy.COMPATIBLE], True)
+    build = functools.partial(tls._build, cast.port, cast.port.ca, tls._PROFILES[Policy.COMPATIBLE], True)
     undone = TlsContext(build, server_side=True, groups=frozenset({"x25519mlkem768"}))
     with pytest.raises(ssl.SSLError, match="x25519 is not post-quantum"):
         shake(undone, client_context(cast.sae, Policy.CLASSIC))
