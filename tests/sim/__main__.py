@@ -16,36 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.sim.storm import run_seed
+from tests.sim.tally import storms
 
 CHUNK = 50
 TOLD = 3  # stories printed in full
-
-
-def chunk(seeds: range) -> tuple[Counter[str], list[tuple[int, str]]]:
-    """What happened in some storms, and the stories of those in which a promise was broken."""
-    seen: Counter[str] = Counter()
-    bad = []
-    for seed in seeds:
-        outcome = run_seed(seed)
-        seen["seeds"] += 1
-        seen["events"] += len(outcome.history)
-        seen[f"network: {outcome.shape}"] += 1
-        for event in outcome.history:
-            if event.verb == "fault":
-                text = event.text.partition(" is killed")
-                seen["kill" + text[2] if text[1] else "fault: " + _kind(event.text)] += 1
-            elif event.verb in ("got", "fetched", "refused", "cut", "voided", "expired"):
-                seen[event.verb] += 1
-        if not outcome.good:
-            bad.append((seed, outcome.story()))
-    return seen, bad
-
-
-def _kind(text: str) -> str:
-    for word in ("cut", "dry", "disagree", "full", "jumps", "cheats", "swallows", "acknowledges"):
-        if word in text:
-            return word
-    return text
 
 
 def chunks(first: int, number: int) -> Iterator[range]:
@@ -71,8 +45,8 @@ def main() -> int:
 
 def _many(first: int, number: int, jobs: int, report: Path | None) -> int:
     begun, seen, bad = time.monotonic(), Counter[str](), list[tuple[int, str]]()
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        work = [pool.submit(chunk, seeds) for seeds in chunks(first, number)]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
+        work = [pool.submit(storms, seeds) for seeds in chunks(first, number)]
         for count, done in enumerate(as_completed(work), 1):
             some, stories = done.result()
             seen += some

@@ -36,6 +36,7 @@ RECOVERY = 100.0  # seconds after which every request succeeds again
 PATIENCE = 30.0  # seconds an application waits for an answer
 JUMP = 60.0  # seconds a clock may jump
 CALM_TTL = 86_400.0
+LONGEST = 5_000.0  # seconds that a calm may take
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Storm:
     world: World
     held: list[tuple[str, tuple[str, ...], UUID]] = field(default_factory=list)  # master, slaves, key
     fetched: set[tuple[str, UUID]] = field(default_factory=set)
+    taken_back: list[tuple[str, str, UUID]] = field(default_factory=list)  # master, slave, key
     bits: dict[bytes, UUID] = field(default_factory=dict)
 
     @property
@@ -150,6 +152,7 @@ class Storm:
                 if rng.random() < 0.4:
                     await asyncio.sleep(rng.uniform(0.0, 2.0))
                     await kme.take_back(key_id, (target,))
+                    self.taken_back.append((kme.sae, target, key_id))
                     continue
                 self.world.later(self._hold(name, key_id, value, target))
 
@@ -195,6 +198,8 @@ class Storm:
                 if (slave, key_id) not in self.fetched:
                     await self.fetch(slave, master, key_id)
                 await self.fetch(slave, master, key_id)
+        for master, slave, key_id in self.taken_back:
+            await self.fetch(slave, master, key_id)
         await self.all_ask()
         await asyncio.sleep(30.0)
         if world.settings.ttl < CALM_TTL:
@@ -347,7 +352,11 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
             tasks.create_task(storm.application(random.Random(seed * 7 + at)))
         tasks.create_task(storm.other_maker(random.Random(seed * 7 + 5)))
         tasks.create_task(disturb(world, rng))
-    await storm.calm()
+    try:
+        async with asyncio.timeout(LONGEST):
+            await storm.calm()
+    except TimeoutError:
+        world.broken.append(f"after {LONGEST:g} s the network is not calm")
     storm.measure(logs)
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
     violations = check(world.history, storm.limits)

@@ -17,9 +17,9 @@ import pytest
 
 from keyhaul.testbed.clock import run
 from keyhaul.testbed.invariants import PROMISES, check, seen
-from tests.sim.__main__ import chunk
 from tests.sim.seeded import seeded
 from tests.sim.storm import TOPOLOGIES, Outcome, Storm, run_seed
+from tests.sim.tally import storms
 from tests.sim.world import POINTS, Aim, World
 
 SEEDS = int(os.environ.get("KEYHAUL_SEEDS", "500"))
@@ -28,7 +28,7 @@ CHUNK = 25
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_the_promises_hold_in_every_storm(first: int) -> None:
-    happened, bad = chunk(range(first, min(first + CHUNK, SEEDS)))
+    happened, bad = storms(range(first, min(first + CHUNK, SEEDS)))
     assert not bad, "\n\n".join(story for _, story in bad)
     assert happened["got"] > 0
     assert happened["fetched"] > 0

@@ -108,6 +108,8 @@ class SimNode:
                 await work
             except KeyhaulError as error:
                 self.world.notes.append(f"{self.name}: {name} failed: {error}")
+            except Exception as error:  # noqa: BLE001 - the root of a task, as in node.py
+                self.world.broken.append(f"{self.name}: {name} ended with {error!r}")
 
         if self.ledger.dead:  # a dead node's last lines of code start nothing
             work.close()

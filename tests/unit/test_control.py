@@ -26,7 +26,7 @@ from keyhaul.control import (
     encode_records,
     publish,
 )
-from keyhaul.errors import Malformed, PeerUnreachable, Tampered, Unauthorized, Unavailable
+from keyhaul.errors import Malformed, PeerUnreachable, StoreUnavailable, Tampered, Unauthorized, Unavailable
 from keyhaul.messages import labels
 from keyhaul.pairing import Pairing
 from keyhaul.schemes.bfv import PROFILES
@@ -417,5 +417,28 @@ def test_a_restart_reads_what_was_known_and_checks_it_again() -> None:
         await gossip.Gossip([], nobody, again, bilbao.pairing, bilbao.ledger, LoopClock()).start()
         assert again.nodes() == ["vigo"]
         assert again.get("vigo", now).record == good
+
+    run(story())
+
+
+def test_a_store_that_fails_delays_an_announcement_and_does_not_end_them() -> None:
+    async def story() -> None:
+        net = await line()
+        vigo, edits = net["vigo"], net["vigo"].ledger.edit
+        full = [True]
+
+        def edit(*refs: Any) -> Any:
+            if full[0]:
+                raise StoreUnavailable("the disk is full")
+            return edits(*refs)
+
+        vigo.ledger.edit = edit  # type: ignore[method-assign]
+        task = asyncio.ensure_future(vigo.gossip.run())
+        await asyncio.sleep(60)
+        assert net["bilbao"].directory.nodes() == []
+        full[0] = False
+        await asyncio.sleep(gossip.LONGEST_PAUSE + 1)
+        assert net["bilbao"].directory.nodes() == ["vigo"]
+        task.cancel()
 
     run(story())

@@ -1,0 +1,35 @@
+"""What happened in many storms, in numbers, and the stories of those that broke a promise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tests.sim.storm import run_seed
+
+
+def storms(seeds: Iterable[int]) -> tuple[Counter[str], list[tuple[int, str]]]:
+    """What happened in some storms, and the stories of those in which a promise was broken."""
+    seen: Counter[str] = Counter()
+    bad = []
+    for seed in seeds:
+        outcome = run_seed(seed)
+        seen["seeds"] += 1
+        seen["events"] += len(outcome.history)
+        seen[f"network: {outcome.shape}"] += 1
+        for event in outcome.history:
+            if event.verb == "fault":
+                text = event.text.partition(" is killed")
+                seen["kill" + text[2] if text[1] else "fault: " + _kind(event.text)] += 1
+            elif event.verb in ("got", "fetched", "refused", "cut", "voided", "expired"):
+                seen[event.verb] += 1
+        if not outcome.good:
+            bad.append((seed, outcome.story()))
+    return seen, bad
+
+
+def _kind(text: str) -> str:
+    for word in ("cut", "dry", "disagree", "full", "jumps", "cheats", "swallows", "acknowledges"):
+        if word in text:
+            return word
+    return text
