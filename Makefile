@@ -12,7 +12,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak chaos fuzz bench docs lock clean
+.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,15 @@ sim: install  ## seeded storms in virtual time: make sim SEEDS=2000, or SEED=17 
 
 soak: install  ## the same with 100,000 seeds (hours)
 	$(BIN)/python -m tests.sim --seeds 100000 --jobs $(JOBS)
+
+mutants: install  ## plant the bugs of tests/mutants/bugs.py and print how many are caught
+	$(BIN)/python -m tests.mutants --jobs $(JOBS)
+
+plant: install  ## plant a bug of your own and see whether it is caught: make plant PATCH=my.diff
+	$(BIN)/python -m tests.mutants --patch $(PATCH)
+
+powerloss: install  ## a hundred power losses on the real store (make test has four)
+	KEYHAUL_POWER_LOSSES=100 $(BIN)/pytest -rs -s tests/e2e/test_power_loss.py
 
 chaos: install  ## break a running network in every way there is, kill nodes 300 times, check every promise
 	$(BIN)/keyhaul chaos galicia-basque --kills $(KILLS)

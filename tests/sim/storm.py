@@ -130,7 +130,7 @@ class Storm:
 
     async def application(self, rng: random.Random) -> None:
         """Asks for keys now and then, and fetches some of them at once."""
-        saes = [f"sae-{name}" for name in (*self.world.nodes, *self.world.foreign)]
+        saes = ["sae-2", *(f"sae-{name}" for name in (*self.world.nodes, *self.world.foreign))]
         for _ in range(4):
             await asyncio.sleep(rng.uniform(0.0, 2.0))
             master, *slaves = rng.sample(saes, k=min(rng.choice((2, 2, 3)), len(saes)))
@@ -341,7 +341,7 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
         "scheme": rng.choice(("auto", "auto", "trusted", "masked")),
     }
     foreign = {"kme": rng.choice(links)[0]} if rng.random() < 0.4 else {}
-    world = World(seed, links, foreign, **settings)
+    world = World(seed, links, foreign, {"sae-2": links[0][1]}, **settings)
     for kme in world.foreigners.values():
         kme.lively = True
     storm = Storm(seed, rng, shape, world)

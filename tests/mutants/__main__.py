@@ -1,0 +1,132 @@
+"""Plant bugs and see whether they are caught: `python -m tests.mutants`, or `--patch FILE` for one of yours.
+
+Each bug goes into a copy of the package in a folder of its own, where `tests.mutants.hunt` looks for it in a
+process of its own. Exit code 0: all were caught; 1: one was not, or does not fit the code any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.mutants.bugs import BUGS, Bug
+from tests.mutants.hunt import CAUGHT
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 30  # storms for each bug of the table
+SEEDS_FOR_A_PATCH = 500
+ALL_TESTS = ("tests/unit", "tests/contracts", "tests/vectors", "tests/sim")
+LONGEST = 600.0  # seconds for one hunt
+
+
+class Unplantable(Exception):
+    """The change does not fit the code."""
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """What came of one bug. `how`: what caught it, in one line."""
+
+    name: str
+    caught: bool
+    how: str
+    story: str
+    seconds: float
+
+
+def alter(bug: Bug, package: Path) -> None:
+    """Change one place of a copy of the package. Raises Unplantable."""
+    path = package / bug.file
+    text = path.read_text() if path.exists() else ""
+    if text.count(bug.old) != 1:
+        raise Unplantable(
+            f"{bug.name}: {bug.file} has {text.count(bug.old)} places like {bug.old!r}; write it anew"
+        )
+    path.write_text(text.replace(bug.old, bug.new))
+
+
+def apply(patch: Path, folder: Path) -> None:
+    """Apply somebody's patch to the copy. Raises Unplantable."""
+    command = ["git", "apply", "--verbose", str(patch.resolve())]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unplantable(f"{patch} does not apply:\n{done.stderr}")
+
+
+def hunt(name: str, plant: Callable[[Path], None], seeds: int, tests: Sequence[str]) -> Hunt:
+    """Copy, plant, look. Raises Unplantable."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="keyhaul-bug-") as made:
+        folder = Path(made)
+        shutil.copytree(ROOT / "keyhaul", folder / "keyhaul", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        (folder / "tests").symlink_to(ROOT / "tests")
+        plant(folder)
+        command = [sys.executable, "-B", "-m", "tests.mutants.hunt", str(seeds), *tests]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, check=False, timeout=LONGEST
+            )
+        except subprocess.TimeoutExpired:
+            return Hunt(name, True, "it never comes to an end", "", time.monotonic() - begun)
+    lines = done.stdout.strip().splitlines() or ["it does not even run"]
+    caught = done.returncode != 0
+    how = lines[-1] if done.returncode == CAUGHT else f"it breaks: {done.stderr.strip().splitlines()[-1:]}"
+    return Hunt(name, caught, how if caught else "NOT CAUGHT", done.stderr, time.monotonic() - begun)
+
+
+def table(bugs: Sequence[Bug], jobs: int) -> int:
+    """Plant every bug of a table and print the score."""
+
+    def one(bug: Bug) -> Hunt:
+        return hunt(bug.name, lambda folder: alter(bug, folder / "keyhaul"), SEEDS, bug.tests)
+
+    begun = time.monotonic()
+    for bug in bugs:  # all of them fit, before the first takes its time
+        with tempfile.TemporaryDirectory() as made:
+            target = Path(made) / bug.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "keyhaul" / bug.file, target)
+            alter(bug, Path(made))
+    with ThreadPoolExecutor(jobs) as pool:
+        found = []
+        for result in pool.map(one, bugs):
+            print(
+                f"  {'caught' if result.caught else 'MISSED'}  {result.name}\n          {result.how}",
+                flush=True,
+            )
+            found.append(result.caught)
+    print(f"{sum(found)} of {len(found)} planted bugs caught, {time.monotonic() - begun:.0f} s")
+    return 0 if all(found) else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--patch", type=Path, help="a patch against this checkout (git diff > FILE)")
+    parser.add_argument("--only", help="bugs of the table whose names hold this text")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    options = parser.parse_args()
+    try:
+        if options.patch is None:
+            return table([bug for bug in BUGS if (options.only or "") in bug.name], options.jobs)
+        result = hunt(
+            str(options.patch), lambda folder: apply(options.patch, folder), SEEDS_FOR_A_PATCH, ALL_TESTS
+        )
+    except Unplantable as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(result.story)
+    print(f"{'caught by ' if result.caught else ''}{result.how}, {result.seconds:.0f} s")
+    return 0 if result.caught else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

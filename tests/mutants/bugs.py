@@ -1,0 +1,171 @@
+"""Bugs to plant: one line each, and what it breaks.
+
+`old` must occur exactly once in the file: when the code moves on, the run fails and says which entry has to
+be written anew. `tests` are run after the storms, for bugs that it takes a thief, a replay to see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bug:
+    """In `file` of the package, `old` becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = ()
+
+
+BUGS = (
+    Bug(
+        "a key is released before the far end has it",
+        "origin.py",
+        'if self._site.settings.release == "immediate" or self._local(order):',
+        "if True:",
+    ),
+    Bug(
+        "no end-to-end authentication",
+        "messages/payload.py",
+        "if not hmac.compare_digest(origin_tag(pair, context, *parts), given):",
+        "if False:",
+    ),
+    Bug(
+        "a relay's word is enough for an acknowledgement",
+        "settlement.py",
+        "if expected is None or hmac.compare_digest(expected, proof):",
+        "if True:",
+        ("tests/sim/test_cheats.py",),
+    ),
+    Bug(
+        "used device keys stay on disk",
+        "links/prefetch.py",
+        "            change.spend(self._out, name)\n",
+        "            pass\n",
+        ("tests/unit/test_prefetch.py",),
+    ),
+    Bug(
+        "a delivery is not marked",
+        "lifecycle.py",
+        "    row.waiting -= {sae}\n",
+        "    row.waiting -= set()\n",
+    ),
+    Bug(
+        "a key stays until its last slave has it, and everybody may come again",
+        "origin.py",
+        "            and caller in row.waiting\n",
+        "",
+    ),
+    Bug(
+        "a void at the far end is answered and ignored",
+        "settlement.py",
+        "        elif not row.peers:\n            lifecycle.step(row, State.VOIDED, now)\n",
+        "        elif not row.peers:\n",
+    ),
+    Bug(
+        "a void that comes first leaves no tombstone",
+        "settlement.py",
+        "row = change.rows[ref] = self._tombstone(",
+        "row = self._tombstone(",
+        ("tests/sim/test_settlement.py",),
+    ),
+    Bug(
+        "a request that failed voids nothing",
+        "settlement.py",
+        "                if lifecycle.may(row, State.VOIDED):\n                    lifecycle.step(row",
+        "                if False:\n                    lifecycle.step(row",
+    ),
+    Bug(
+        "a stale row is committed",
+        "stores/memory.py",
+        "if (old.version if old is not None else 0) != row.version:",
+        "if False:",
+        ("tests/contracts/test_ledger.py",),
+    ),
+    Bug(
+        "an acknowledgement may not overtake the 202",
+        "lifecycle.py",
+        "State.SENDING: frozenset({State.SENT, State.RELAYED, State.DELIVERABLE}) | _ENDED,",
+        "State.SENDING: frozenset({State.SENT}) | _ENDED,",
+    ),
+    Bug(
+        "the replay window is in memory only",
+        "links/sealed.py",
+        "        change.claim(space, name, header.message_id)\n",
+        "",
+        ("tests/sim/test_cheats.py",),
+    ),
+    Bug(
+        "one-time keys are not erased",
+        "links/onetime.py",
+        "        change.spend(self._space, key_id.hex())\n",
+        "        pass\n",
+        ("tests/sim/test_cheats.py",),
+    ),
+    Bug(
+        "message numbers are not reserved on disk",
+        "links/sealed.py",
+        "change.put(_SEQUENCE, self.peer, str(limit).encode())",
+        "pass",
+    ),
+    Bug(
+        "the far end acknowledges what it did not save with its keys",
+        "relay.py",
+        "change.post(message)\n        except _VoidedBefore:\n            await self",
+        "pass\n        except _VoidedBefore:\n            await self",
+    ),
+    Bug(
+        "a block of the pool is handed out twice",
+        "pools.py",
+        "        block = blocks.popleft()\n",
+        "        block = list(blocks[0])\n",
+    ),
+    Bug(
+        "one of several targets is enough",
+        "lifecycle.py",
+        "    return all(state is State.RELAYED for state in legs)",
+        "    return any(state is State.RELAYED for state in legs)",
+    ),
+    Bug(
+        "masked keys are not masked",
+        "schemes/masked.py",
+        "    return hashlib.shake_256(key).digest(length)",
+        "    return bytes(length)",
+    ),
+    Bug(
+        "key ids repeat within a millisecond",
+        "minting.py",
+        '    rest = int.from_bytes(os.urandom(10), "big")',
+        "    rest = 0",
+        ("tests/unit/test_minting.py",),
+    ),
+    Bug(
+        "a key is written to the log",
+        "origin.py",
+        "        bits = Secret(row.secret.reveal())\n",
+        '        bits = Secret(row.secret.reveal())\n        log.info("given", bits=bits.reveal().hex())\n',
+    ),
+    Bug(
+        "an expired key is given until the sweep comes by",
+        "origin.py",
+        "            and row.expires > self._site.clock.now()\n",
+        "",
+        ("tests/sim/test_stock.py",),
+    ),
+    Bug(
+        "nothing is ever forgotten",
+        "settlement.py",
+        "        await self.site.ledger.forget(now - self.site.settings.retention)\n",
+        "",
+    ),
+    Bug(
+        "what a full disk refused is not tried again",
+        "outbox.py",
+        "await self._noted(lambda: outcome.refused(message, answer))",
+        "await outcome.refused(message, answer)",
+        ("tests/unit/test_outbox.py",),
+    ),
+)
