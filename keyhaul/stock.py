@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 
 from keyhaul import lifecycle
+from keyhaul.errors import StoreUnavailable
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import Delivered
 from keyhaul.pools import Pools
@@ -83,18 +84,25 @@ class Stock:
     async def _reach(self, pool: Pool, hand: _Hand) -> bool:
         """Put the next block of the pool into its hand; False if there is none."""
         while refs := self._pools.pop(pool):
-            async with self._site.ledger.together(refs) as herd:
-                if herd is not None and self._unused(herd.row):
-                    keys, expires = _delivered(herd.row, refs, herd.secrets), herd.row.expires
-                    lifecycle.given(herd.row, MASTER, self._site.clock.now())
-                else:
-                    keys, expires = [], 0.0
-            if herd is None:
-                keys, expires = await self._one_by_one(refs)
+            try:
+                keys, expires = await self._taken_out(refs)
+            except StoreUnavailable:
+                self._pools.add(pool, refs)  # nothing was marked, so they are as ready as before
+                raise
             if keys:
                 hand.hold(keys, expires)
                 return True
         return False
+
+    async def _taken_out(self, refs: Sequence[Ref]) -> tuple[list[Delivered], float]:
+        """A block marked as handed out: its unused keys, and the Unix time until which they may be given."""
+        async with self._site.ledger.together(refs) as herd:
+            if herd is not None and self._unused(herd.row):
+                keys, expires = _delivered(herd.row, refs, herd.secrets), herd.row.expires
+                lifecycle.given(herd.row, MASTER, self._site.clock.now())
+            else:
+                keys, expires = [], 0.0
+        return (keys, expires) if herd is not None else await self._one_by_one(refs)
 
     async def _one_by_one(self, refs: Sequence[Ref]) -> tuple[list[Delivered], float]:
         """Keys of a block that do not all stand alike any more: those that are still unused."""

@@ -10,6 +10,7 @@ import pytest
 from keyhaul.errors import (
     InsufficientKey,
     KeyNotFound,
+    StoreUnavailable,
     Unavailable,
 )
 from keyhaul.keys import Ref, State
@@ -221,3 +222,24 @@ def test_devices_that_disagreed_for_a_while_cost_a_request_and_not_their_whole_s
             assert same.bits.same_as(key.bits)
 
     told(story)
+
+
+def test_a_full_disk_costs_a_pool_none_of_its_keys() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "c")
+        await asyncio.sleep(20)
+        full = await ready(world, "a")
+        assert full > 0
+        world.faults.cut.add(frozenset("ab"))
+        disk = world.nodes["a"].disk
+        disk.fail = 1.0
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await world.ask("a", "c")
+        disk.fail = 0.0
+        keys = [key for _ in range(full) for key in await world.ask("a", "c")]
+        assert len({key.key_id for key in keys}) == full
+        got = await world.fetch("a", "c", [key.key_id for key in keys])
+        assert all(x.bits.same_as(y.bits) for x, y in zip(got, keys, strict=True))
+
+    told(story, pool=8, request_timeout=5.0)
