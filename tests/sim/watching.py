@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from keyhaul.errors import KeyhaulError
@@ -63,6 +64,23 @@ class Watched:
 
     def deliver(self, payload: Payload, context: Context, pair: Pair) -> Any:
         return self._scheme.deliver(payload, context, pair)
+
+
+class Altering(Watched):
+    """The scheme of a relay that changes what passes through it; its own keys it sends honestly.
+
+    An origin that gives its SAE other bits than it sends is nobody's to find out: its SAE trusts it.
+    """
+
+    def __init__(self, honest: Watched, alter: Callable[[Payload], Payload]) -> None:
+        super().__init__(honest._scheme, honest._world, honest._node)
+        self._alter = alter
+
+    def transit(self, payload: Payload, pad_in: bytes | None, pad_out: bytes | None) -> Payload:
+        if pad_in is None or pad_out is None:
+            return super().transit(payload, pad_in, pad_out)
+        altered = self._alter(self._scheme.transit(payload, pad_in, None))
+        return self._scheme.transit(altered, None, pad_out[: len(altered.body)])
 
 
 def committed(world: World, node: str, row: Row) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from keyhaul.messages import confirming
 from keyhaul.messages.etsi020 import AckStatus
-from tests.sim.dialogue import Cheat, cut, flip, substitute, swap_pair
+from tests.sim.dialogue import cut, flip, substitute, swap_pair
+from tests.sim.watching import Altering
 from tests.sim.world import POINTS, Aim, World
 
 
@@ -100,7 +101,7 @@ async def cheat(world: World, rng: random.Random) -> None:
     alter = rng.choice((flip, substitute, swap_pair, cut))
     _fault(world, f"{node.name} cheats: {alter.__name__}")
     if node.alive:
-        node.site.schemes = {name: Cheat(alter, name) for name in node.honest}
+        node.site.schemes = {name: Altering(honest, alter) for name, honest in node.honest.items()}
     await asyncio.sleep(rng.uniform(0.0, 3.0))
     if node.alive:
         node.site.schemes = node.honest
