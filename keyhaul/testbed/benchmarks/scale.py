@@ -33,6 +33,7 @@ SIZES = {"line": (6, 12, 24), "random": (25, 50, 100)}
 QUICK = {"line": (6, 12, 24), "random": (10, 20, 40)}
 LARGEST = 100
 PROCESSES = 2
+ON_DEMAND = {"delivery": {"pool": 0}}
 KEYS = 32  # keys a request
 HELD = 5_120  # keys that wait to be fetched, for their memory
 _CALM = 0.1  # of a core, at which a network of many nodes rests; their gossip never ends
@@ -82,7 +83,7 @@ async def _measure(shape: str, nodes: int, seconds: float, empty: int, say: Say)
     with tempfile.TemporaryDirectory(prefix="keyhaul-bench-") as folder:
         directory = Path(folder) / "testbed"
         async with (
-            Crowd(topology, directory, processes=PROCESSES, progress=say) as crowd,
+            Crowd(topology, directory, processes=PROCESSES, settings=ON_DEMAND, progress=say) as crowd,
             Generator() as generator,
         ):
             up = time.monotonic() - begun

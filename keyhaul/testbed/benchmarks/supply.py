@@ -44,7 +44,7 @@ def narrowest(topology: Topology) -> str:
 async def share(topology: Topology, seconds: float, say: Say) -> dict[str, Any]:
     """Bits of key delivered between the ends for `seconds`, and bits used meanwhile, by quantum link."""
     say(f"pad mode otp on {topology.title}, {seconds:.0f} s")
-    async with stage(topology, settings={}, say=say) as on, Generator() as generator:
+    async with stage(topology, settings={"delivery": {"pool": 0}}, say=say) as on, Generator() as generator:
         await on.rest(*(node.name for node in topology.nodes))
         saes = list(on.saes.values())
         task = {"kind": "sequence", "near": saes[0], "far": saes[-1], "requests": 1, "patience": 30.0}
