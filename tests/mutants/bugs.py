@@ -122,9 +122,10 @@ BUGS = (
     ),
     Bug(
         "a block of the pool is handed out twice",
-        "pools.py",
-        "        block = blocks.popleft()\n",
-        "        block = list(blocks[0])\n",
+        "shelves.py",
+        "            block = shelf.blocks.popleft()\n            if not block:\n                continue\n"
+        "            del shelf.by_name[block[0].key_id.int >> 8]\n",
+        "            block = list(shelf.blocks[0])\n",
     ),
     Bug(
         "one of several targets is enough",

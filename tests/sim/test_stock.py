@@ -14,6 +14,7 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.keys import Ref, State
+from keyhaul.pools import Pair, Rules
 from keyhaul.settlement import GRACE
 from tests.sim.dialogue import (
     ask_until_it_fails,
@@ -59,6 +60,59 @@ def test_a_pool_fills_serves_and_survives_a_restart() -> None:
         assert await ready(world, "a") == 8
 
     told(story, pool=8, request_timeout=5.0)
+
+
+def test_the_policy_warms_a_pair_serves_it_and_voids_at_both_ends_what_lies_idle() -> None:
+    async def story(world: World) -> None:
+        origin = world.nodes["a"].origin
+        origin.pools.rules = Rules(idle=60.0)
+        await world.ask("a", "c")
+        await asyncio.sleep(1)
+        assert await ready(world, "a") == 0, "one request makes no pool"
+        for _ in range(4):
+            await world.ask("a", "c")
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(5)
+        waiting = {row.ref.key_id for row in await world.nodes["a"].ledger.deliverable()}
+        assert await ready(world, "a") == len(waiting) > 0
+        before = world_clock.now()
+        (key,) = await world.ask("a", "c")
+        assert world_clock.now() - before < 0.01, "a key that is ready waits for no relay"
+        (copy,) = await world.fetch("a", "c", [key.key_id])
+        assert copy.bits.same_as(key.bits)
+
+        await asyncio.sleep(1_000)
+        idle = {row.ref.key_id for row in await world.nodes["a"].ledger.deliverable()}
+        stocked = origin.pools.summary()[0]
+        await origin.tend()
+        await asyncio.sleep(20)
+        assert await ready(world, "a") == 0
+        assert origin.pools.summary()[0]["given_up"] - stocked["given_up"] == len(idle) > 0
+        for key_id in idle:
+            assert [await state(world, node, key_id) for node in "abc"] == [State.VOIDED] * 3
+
+    told(story)
+
+
+def test_a_reserved_pair_is_stocked_before_it_asks_and_an_expired_key_counts_no_more() -> None:
+    async def story(world: World) -> None:
+        origin = world.nodes["a"].origin
+        origin.pools.rules = Rules(pairs={("sae-a", "sae-c"): Pair(least=3)})
+        await origin.start()
+
+        async def tended() -> int:
+            for _ in range(20):  # as the node's sweep does
+                await origin.tend()
+                await asyncio.sleep(1)
+            return await ready(world, "a")
+
+        assert await tended() == 3
+        rows_here = await world.nodes["a"].ledger.deliverable()
+        await asyncio.sleep(max(row.expires for row in rows_here) - world_clock.now() + GRACE + 30)
+        assert await ready(world, "a") == 0
+        assert await tended() == 3
+
+    told(story, ttl=120.0)
 
 
 def test_a_pool_serves_only_the_saes_and_size_it_was_made_for() -> None:
