@@ -520,6 +520,7 @@ def _settings(settings: config.NodeConfig) -> Settings:
         request_timeout=delivery.request_timeout,
         ttl=delivery.ttl,
         retention=delivery.retention,
+        void_delivered=delivery.void_delivered,
         key_size=settings.limits.key_size,
         pen=settings.extension_pen,
         max_key_count=settings.limits.max_key_count,

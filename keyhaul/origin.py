@@ -408,7 +408,11 @@ class Origin:
             rows = [change.rows[ref] for ref in refs]
             if any(row is not None and caller not in row.targets for row in rows):
                 raise Unauthorized("the caller was not named in the request for one of these keys")
-            return [self._give(self._fetchable(row, caller, master), caller) for row in rows]
+            held = [self._fetchable(row, caller, master) for row in rows]
+            keys = [self._give(row, caller) for row in held]
+            voids = self._settlement.deactivate(held, change)
+        self._settlement.send(voids)
+        return keys
 
     def _give(self, row: Row, sae: str) -> Delivered:
         """Hand a key to one SAE under the row's lock: copy the bits, then note it is gone."""

@@ -86,13 +86,15 @@ class Settlement:
         for ack in acks:
             proofs = confirming.proofs_of(ack, self.site.settings.pen)
             for key_id, proof in zip(ack.key_ids, proofs, strict=True):
+                known = await self.site.ledger.find(key_id)
                 found = [
                     (row.ref, leg)
-                    for row in await self.site.ledger.find(key_id)
+                    for row in known
                     for leg, hop in row.peers.items()
                     if hop == peer and set(self.site.targets_at(row, leg)) == set(ack.target_sae_ids)
                 ]
-                if not found and opened is None:
+                ours = any(row.upstream == peer for row in known)  # the answer to a void that went up
+                if not found and opened is None and not ours:
                     raise KeyNotFound(
                         "no key of this id was handed to the caller", key_not_present=str(key_id)
                     )
@@ -229,7 +231,9 @@ class Settlement:
                 news.down(hop, row, self.site.targets_at(row, leg))
 
     def _void_from_below(self, row: Row, peer: str, request: Void, news: News, now: float) -> None:
-        if row.state is State.TAKEN:
+        # At the origin the master may have its copy while another target here still waits for its own.
+        given = row.upstream is None and row.state is State.DELIVERABLE and MASTER not in row.waiting
+        if given or row.state is State.TAKEN:
             self._answer(news, peer, request, row, AckStatus.FAILED_TO_VOID)
             return
         if lifecycle.may(row, State.VOIDED):
@@ -352,6 +356,25 @@ class Settlement:
                 self._fail(row, news, now)
             messages = self._write(news, change)
         self._tell(messages, news)
+
+    # ------------------------------------------------------------------ paper B's void
+
+    def deactivate(self, rows: Iterable[Row], change: Change) -> list[Message]:
+        """Voids of keys that all applications here have, back along their path (paper B §5).
+
+        For `void_delivered` alone: V1.1.1 has relays purge on the acknowledgement, and calls a void of a
+        key that an SAE has failed. Relays of ours take it as the end of their tombstone.
+        """
+        news = News()
+        if self.site.settings.void_delivered:
+            for row in rows:
+                if row.state is State.TAKEN and row.upstream is not None:
+                    news.down(row.upstream, row, row.targets)
+        return self._write(news, change)
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Messages that were committed."""
+        self._tell(messages, News())
 
     # ------------------------------------------------------------------ telling
 

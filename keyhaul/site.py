@@ -23,7 +23,7 @@ class Settings:
     `immediate` (paper A) as soon as it is on its way. `scheme`: what is used where a request names
     none; `auto` is `masked` where a relay lies between and `trusted` between neighbours. `pool`: keys
     kept ready per pair of SAEs that has asked once. `pen`: the private enterprise number that 020
-    extension names carry.
+    extension names carry. `void_delivered`: send paper B's void back along the path once a key was fetched.
     """
 
     release: str = "relayed"
@@ -35,6 +35,7 @@ class Settings:
     key_size: int = 256  # bits, the default of a request
     pen: int = 32473
     max_key_count: int = 100_000
+    void_delivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class Delivery:
     """How keys are handed out. Times in seconds; `pool` in keys kept ready per pair of SAEs, or by demand.
 
     `release`: the master gets a key when all targets have it (`relayed`) or at once (`immediate`).
-    `retention`: how long the tombstone of a finished key is kept.
+    `retention`: how long the tombstone of a finished key is kept. `void_delivered`: paper B's void.
     """
 
     release: Literal["relayed", "immediate"] = "relayed"
@@ -170,6 +170,7 @@ class Delivery:
     retention: float = 86_400.0
     pool: int | Literal["auto"] = "auto"
     profile: Literal["default", "paper-a"] = "default"
+    void_delivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

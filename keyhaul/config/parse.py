@@ -245,6 +245,7 @@ def _delivery(table: Section) -> model.Delivery:
         retention=table.number("retention", plain.retention, low=0),
         pool=read_level(table, plain.pool),
         profile=table.choice("profile", ("default", "paper-a"), plain.profile),  # type: ignore[arg-type]
+        void_delivered=table.flag("void_delivered", plain.void_delivered),
     )
     if delivery.release == "immediate":
         risk = "a master may hold a key that never reaches its slave"

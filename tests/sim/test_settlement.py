@@ -14,7 +14,9 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.keys import State
-from keyhaul.messages.etsi020 import AckStatus, ExtKey, ExtKeys, Void
+from keyhaul.messages import etsi020
+from keyhaul.messages.etsi014 import Order
+from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys, Void
 from tests.sim.dialogue import (
     STAR,
     ack,
@@ -330,3 +332,64 @@ def test_a_key_that_cannot_go_on_is_failed_to_the_foreign_kme() -> None:
         assert await state(world, "d", key_id) is State.FAILED
 
     told(story, foreign={"kme": "a"})
+
+
+# ---------------------------------------------------------------------- paper B's void after delivery
+
+
+def test_the_void_of_paper_b_goes_back_to_the_origin_and_takes_nothing_from_anyone() -> None:
+    async def story(world: World) -> None:
+        (key,) = await world.ask("a", ("d", "a"))
+        await world.fetch("a", "d", [key.key_id])
+        await asyncio.sleep(5)
+        assert await states(world, key.key_id) == "a:deliverable b:voided c:voided d:taken"
+        (same,) = await world.fetch("a", "a", [key.key_id])
+        assert same.bits.same_as(key.bits), "the other target still gets its copy"
+        assert await states(world, key.key_id) == "a:taken b:voided c:voided d:taken"
+        for node in world.nodes.values():
+            assert await node.ledger.messages() == []
+
+    told(story, void_delivered=True)
+
+
+def test_a_key_is_voided_only_when_the_last_application_has_it() -> None:
+    async def story(world: World) -> None:
+        order = Order("sae-a", ("sae-d", "sae-d-other"), 1, 256)
+        (key,) = await world.nodes["a"].origin.request(order)
+        await world.fetch("a", "d", [key.key_id])
+        await asyncio.sleep(5)
+        assert await states(world, key.key_id) == "a:taken b:relayed c:relayed d:deliverable"
+        (same,) = await world.nodes["d"].origin.fetch("sae-d-other", "sae-a", [key.key_id])
+        assert same.bits.same_as(key.bits)
+        await asyncio.sleep(5)
+        assert await states(world, key.key_id) == "a:taken b:voided c:voided d:taken"
+
+    told(story, saes={"sae-d-other": "d"}, void_delivered=True)
+
+
+def test_nothing_of_it_is_sent_by_default() -> None:
+    async def story(world: World) -> None:
+        (key,) = await world.ask("a", "d")
+        await world.fetch("a", "d", [key.key_id])
+        await asyncio.sleep(5)
+        assert await states(world, key.key_id) == "a:taken b:relayed c:relayed d:taken"
+
+    told(story)
+
+
+def test_a_foreign_key_manager_is_sent_it_too_and_its_answer_is_understood() -> None:
+    async def story(world: World) -> None:
+        key_id = await foreign_key(world, "sae-a")
+        (key,) = await world.nodes["a"].origin.fetch("sae-a", "sae-kme", [key_id])
+        assert len(key.bits) == 32
+        await asyncio.sleep(1)
+        (void,) = [each for each in world.foreigners["kme"].inbox if each.path == etsi020.VOID]
+        said = etsi020.decode_void(void.body)
+        assert (said.key_ids, said.target_sae_ids) == ((key_id,), ("sae-a",))
+        answer = Ack((key_id,), AckStatus.VOIDED, "sae-kme", ("sae-a",))
+        await world.nodes["a"].relay._settlement.acknowledge("kme", [answer])
+        stranger = Ack((uuid4(),), AckStatus.VOIDED, "sae-kme", ("sae-a",))
+        with pytest.raises(KeyNotFound):
+            await world.nodes["a"].relay._settlement.acknowledge("kme", [stranger])
+
+    told(story, foreign={"kme": "a"}, void_delivered=True)

@@ -54,7 +54,7 @@ class Watched:
         return getattr(self._scheme, name)
 
     def transit(self, payload: Payload, pad_in: bytes | None, pad_out: bytes | None) -> Payload:
-        if pad_in is not None and pad_out is not None:
+        if pad_in is not None:
             bare = self._scheme.transit(payload, pad_in, None)
             self._world.glimpses.append((self._node, "memory", bytes(bare.head) + bytes(bare.body)))
         return self._scheme.transit(payload, pad_in, pad_out)
