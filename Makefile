@@ -38,8 +38,9 @@ install-openfhe: install  ## OpenFHE in an environment of its own: profile `pape
 demo: install  ## 56 keys between eight nodes in two regions, checked bit by bit
 	$(BIN)/keyhaul demo
 
-test: lint types imports docs  ## everything that must hold: style, types, layers, docs, all tests
+test: lint types imports docs  ## everything that must hold: style, types, layers, docs, all tests, planted bugs
 	$(PYTEST) -rs tests
+	$(BIN)/python -m tests.mutants --jobs $(JOBS)
 
 lint: install  ## style
 	$(BIN)/ruff check .

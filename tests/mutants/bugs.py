@@ -121,11 +121,11 @@ BUGS = (
         "pass\n        except _VoidedBefore:\n            await self",
     ),
     Bug(
-        "a block of the pool is handed out twice",
-        "shelves.py",
-        "            block = shelf.blocks.popleft()\n            if not block:\n                continue\n"
-        "            del shelf.by_name[block[0].key_id.int >> 8]\n",
-        "            block = list(shelf.blocks[0])\n",
+        "a key of the pool is given to two requests",
+        "stock.py",
+        "        return [keys.popleft()[1] for _ in range(number)]",
+        "        return [key for _, key in list(keys)[:number]]",
+        ("tests/sim/test_stock.py",),
     ),
     Bug(
         "one of several targets is enough",

@@ -54,7 +54,7 @@ class Watched:
         return getattr(self._scheme, name)
 
     def transit(self, payload: Payload, pad_in: bytes | None, pad_out: bytes | None) -> Payload:
-        if pad_in is not None:
+        if pad_in is not None:  # a relay, or the destination, which may see it
             bare = self._scheme.transit(payload, pad_in, None)
             self._world.glimpses.append((self._node, "memory", bytes(bare.head) + bytes(bare.body)))
         return self._scheme.transit(payload, pad_in, pad_out)
@@ -77,10 +77,9 @@ class Altering(Watched):
         self._alter = alter
 
     def transit(self, payload: Payload, pad_in: bytes | None, pad_out: bytes | None) -> Payload:
-        if pad_in is None or pad_out is None:
-            return super().transit(payload, pad_in, pad_out)
-        altered = self._alter(self._scheme.transit(payload, pad_in, None))
-        return self._scheme.transit(altered, None, pad_out[: len(altered.body)])
+        if pad_in is not None:
+            payload = self._alter(self._scheme.transit(payload, pad_in, None))
+        return self._scheme.transit(payload, None, pad_out and pad_out[: len(payload.body)])
 
 
 def committed(world: World, node: str, row: Row) -> None:
