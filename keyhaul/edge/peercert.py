@@ -32,13 +32,19 @@ def as_dict(certificate: x509.Certificate) -> dict[str, Any]:
         "subject": _name(certificate.subject),
         "issuer": _name(certificate.issuer),
         "version": certificate.version.value + 1,
-        "serialNumber": f"{certificate.serial_number:X}",
+        "serialNumber": _serial(certificate.serial_number),
         "notBefore": _time(certificate.not_valid_before_utc),
         "notAfter": _time(certificate.not_valid_after_utc),
     }
     if names := _alternatives(certificate):
         fields["subjectAltName"] = names
     return fields
+
+
+def _serial(number: int) -> str:
+    """Whole octets, as OpenSSL writes them: the first may start with a zero."""
+    digits = f"{number:X}"
+    return digits.zfill(len(digits) + len(digits) % 2)
 
 
 def _name(name: x509.Name) -> tuple[tuple[tuple[str, str | bytes], ...], ...]:

@@ -38,7 +38,6 @@ DEFECTS: dict[str, set[str]] = {
         "missing",
         "invalid",
         "not-json",
-        "synchronous",
         "void-empty",
         "void-malformed",
         "ack-unknown",

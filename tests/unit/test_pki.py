@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyhaul.edge.peercert import _serial
 from keyhaul.errors import ConfigError
 from keyhaul.identity import admin_name, node_name, sae_id
 from keyhaul.pki import Files, Lifetimes, Pki, file_name
@@ -275,3 +276,8 @@ def test_openssl_accepts_the_chains_for_their_purpose_and_no_other(pki: Pki) -> 
         assert not verifies(files, other, files.ca), role
         foreign = pki.directory / "south" / "ca" / files.ca.name
         assert not verifies(files, purpose, foreign), role
+
+
+@pytest.mark.parametrize(("number", "digits"), [(0x0A, "0A"), (0xAB, "AB"), (0x123, "0123")])
+def test_serial_numbers_are_shown_in_whole_octets(number: int, digits: str) -> None:
+    assert _serial(number) == digits
