@@ -12,7 +12,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs lock clean
+.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs site package lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,13 @@ bench: install  ## all benchmarks, quickly; writes JSON and pages to bench/resul
 
 docs: install  ## check links, and that drawings are what the code says
 	$(BIN)/python docs/check.py
+
+site: install  ## the documentation as a site in build/site; a dead link or a warning fails it
+	$(PIP) --require-hashes -r requirements-docs.lock
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+package: install  ## sdist and wheel in dist/, the wheel made from the sdist alone
+	$(BIN)/python packaging/build.py dist
 
 lock:  ## renew requirements.lock (needs pip-tools; the other two locks say how at their top)
 	pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
