@@ -51,6 +51,7 @@ class _Wait:
         self.claims = claims
         self.open = set(refs)
         self.failed: list[Row] = []
+        self.doubted = False  # the neighbour could not open what was sent
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def conclude(self, row: Row) -> None:
@@ -85,6 +86,7 @@ class Origin:
         self._stock = Stock(site, self.pools, spawn)
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
+        settlement.doubted = self._doubted
 
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready."""
@@ -157,10 +159,14 @@ class Origin:
     async def _confirmed_batch(self, order: Order) -> Batch:
         """Keys that every target's node holds: over one way after another, while there is one and time.
 
-        Each attempt has keys and pads of its own and is void before the next one starts.
+        Each attempt has keys and pads of its own and is void before the next one starts. Where there is no
+        other way and the neighbour could not open the message, the same one is tried once more: the link's
+        devices disagreed, and what they gave has been thrown away since. A destination that refuses gets no
+        second try, for a relay that probes it would profit.
         """
         end = self._site.clock.now() + self._site.settings.request_timeout
         problem: Unavailable | None = None
+        once_more = True
         while True:
             batch = await self._batch(order, waiting=True, deadline=self._turn(order, end))
             try:
@@ -172,10 +178,13 @@ class Origin:
                 raise problem from None
             except Unavailable as error:
                 problem = error
-                if not self._go_around(batch, end):
+                around = self._go_around(batch, end)
+                if not around and not (once_more and batch.doubted and self._time_left(end)):
                     raise
+                once_more = False
                 lost = str(batch.keys[0][0]) if batch.keys else ""
-                log.info("keys go another way", master=order.master, cause=error.cause, key_id=lost)
+                what = "keys go another way" if around else "keys go the same way once more"
+                log.info(what, master=order.master, cause=error.cause, key_id=lost)
             else:
                 return batch
 
@@ -196,7 +205,10 @@ class Origin:
         others = [self._relay.detours.other(hops, now) for hops in failed]
         for hops in failed:
             self._relay.detours.failed(hops, now)
-        return bool(others) and all(others) and end - now > SHORTEST_TURN
+        return bool(others) and all(others) and self._time_left(end)
+
+    def _time_left(self, end: float) -> bool:
+        return end - self._site.clock.now() > SHORTEST_TURN
 
     async def _dispatch_and_wait(self, batch: Batch) -> None:
         refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
@@ -230,6 +242,7 @@ class Origin:
         batch.failed = _failed_ways(batch, rows)
         for leg in self._site.legs(batch.targets):
             self._site.pairing.forget(leg)
+        batch.doubted = wait.doubted
         if wait.failed:
             raise Unavailable("the keys could not be delivered to every target", "ask again")
         raise Unavailable(
@@ -267,6 +280,11 @@ class Origin:
     def _claimed(self, ref: Ref) -> bool:
         wait = self._waits.get(ref)
         return wait is not None and wait.claims
+
+    def _doubted(self, refs: Iterable[Ref]) -> None:
+        for ref in refs:
+            if ref in self._waits:
+                self._waits[ref].doubted = True
 
     def _concluded(self, rows: Sequence[Row]) -> None:
         self._offer(row for row in rows if (wait := self._waits.get(row.ref)) is None or not wait.claims)

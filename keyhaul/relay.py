@@ -76,6 +76,7 @@ class Batch:
     ways: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The nodes to each destination, the last one tried last."""
     failed: list[tuple[str, ...]] = field(default_factory=list)
+    doubted: bool = False  # the first link's material did not fit
 
 
 @dataclass(slots=True)

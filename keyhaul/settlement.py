@@ -72,6 +72,8 @@ class Settlement:
         self._letters = Letters(site)
         self.claimed: Callable[[Ref], bool] = lambda ref: False
         """Whether the master waits for a key right now; set by the origin."""
+        self.doubted: Callable[[Iterable[Ref]], None] = lambda refs: None
+        """Told which keys failed because the first link's own material did not fit; set by the origin."""
         self.concluded: Callable[[Sequence[Row]], None] = lambda rows: None
         """Told, after the commit, which rows of this origin were confirmed or ended."""
 
@@ -332,6 +334,7 @@ class Settlement:
         """The neighbour kept nothing: the leg has failed. For an ack or a void there is nothing to undo."""
         if message.sealed and answer.status == Tampered.status:
             self.site.link(message.peer).doubt()
+            self.doubted(message.refs)
         elif message.sealed:
             self.site.link(message.peer).recheck()
         await self._give_up(message, void=False)

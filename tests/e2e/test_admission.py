@@ -70,7 +70,9 @@ async def greed(caller: Caller) -> None:
 
 def test_a_greedy_application_does_not_cost_a_modest_one_its_keys(tmp_path: Path) -> None:
     async def scene() -> None:
-        async with Testbed(DRY, tmp_path / "net") as testbed, callers(testbed) as saes:
+        # On demand, so that every key is paid for by the request that asks for it.
+        settings = {"delivery": {"pool": 0}}
+        async with Testbed(DRY, tmp_path / "net", settings=settings) as testbed, callers(testbed) as saes:
             greedy, modest = saes["sae-greedy"], saes["sae-modest"]
             hands = [asyncio.ensure_future(greed(greedy)) for _ in range(100)]
             async with asyncio.timeout(120):

@@ -155,7 +155,10 @@ class MinimalKme:
         while (job := self._work.get()) is not None:
             self.hold.wait(10)
             url, containers = job
-            self.answers.append(self.call("POST", url, json.dumps(containers).encode()))
+            try:
+                self.answers.append(self.call("POST", url, json.dumps(containers).encode()))
+            except OSError:  # the node has been stopped meanwhile: nobody is left to be told
+                continue
 
     # --- serving it
 
