@@ -218,7 +218,7 @@ class Node:
     def _build_link(self, peer: config.Peer) -> None:
         ledger = self.vault.ledger
         device = self._device_keys(peer, peer.device) if peer.device is not None else None
-        own_keys = OneTimeKeys(peer.name, ledger)
+        own_keys = OneTimeKeys(peer.name, ledger, self._clock)
         peer_keys: Supply[OneTimeKey] = Supply(
             # Paper A exchanges a key for every message when it is sent, so it keeps none ready.
             f"one-time keys of {peer.name}",
@@ -269,6 +269,7 @@ class Node:
             owner=end.own_sae,
             device=device,
             ledger=self.vault.ledger,
+            clock=self._clock,
             key_size=end.key_size,
             low=self.config.prefetch.low,
             high=self.config.prefetch.high,

@@ -98,6 +98,16 @@ class Devices:
         return [Key(key_id, Secret(self.waiting.pop(key_id))) for key_id in key_ids]
 
 
+@dataclass
+class Watch:
+    """A clock that stands until it is set."""
+
+    time: float = 1_800_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+
 class End:
     """One end of the link on a ledger that outlives it; `End` again on the same ledger is a restart."""
 
@@ -113,11 +123,13 @@ class End:
         clock: Clock | None = None,
         **device_options: Any,
     ) -> None:
+        clock = clock or LoopClock()
         self.ledger = ledger
         self.device = None
         if devices is not None:
-            self.device = DeviceKeys(peer=peer, owner=me, device=devices, ledger=ledger, **device_options)
-        self.own_keys = OneTimeKeys(peer, ledger)
+            options = {"clock": clock, **device_options}
+            self.device = DeviceKeys(peer=peer, owner=me, device=devices, ledger=ledger, **options)
+        self.own_keys = OneTimeKeys(peer, ledger, clock)
         self.peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer}", 2, 4)
         self.link = SealedLink(
             me=me,
@@ -125,7 +137,7 @@ class End:
             mode=mode,
             epoch=b"epoch" + me.encode(),
             ledger=ledger,
-            clock=clock or LoopClock(),
+            clock=clock,
             peer_keys=self.peer_keys,
             own_keys=self.own_keys,
             device=self.device,
@@ -137,7 +149,7 @@ class End:
             call=self._call,
             signer=Identity(me),
             anchors=Anchors(),
-            clock=clock or LoopClock(),
+            clock=clock,
             peer_keys=self.peer_keys,
             own_keys=self.own_keys,
             device=self.device,
@@ -150,8 +162,6 @@ class End:
 
     async def start(self) -> None:
         await self.link.start()
-        if self.device is not None:
-            await self.device.start()
 
     async def stock(self) -> None:
         """Fill the supplies once, as the refill loops would."""

@@ -17,11 +17,18 @@ from cryptography.hazmat.primitives.asymmetric import mlkem
 from keyhaul.control import Signer, Verifier
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.kem import KEMS
+from keyhaul.links.kept import KEEP, Kept
 from keyhaul.messages import labels
-from keyhaul.ports import Change, Ledger
+from keyhaul.ports import Change, Clock, Ledger
 
 ID_BYTES = 16
 MAX_BATCH = 256
+MOST = 16 * MAX_BATCH
+"""Unspent private halves held for one neighbour.
+
+So the key of a message under way outlives at least fifteen full batches that are lost after it, about half
+a minute of a neighbour's tries; without loss a neighbour has less than two batches.
+"""
 _SIZES = KEMS["ml-kem-768"]
 
 
@@ -74,9 +81,13 @@ def _signed(sender: str, receiver: str, body: bytes) -> bytes:
 class OneTimeKeys:
     """The private halves that this node holds for one neighbour."""
 
-    def __init__(self, peer: str, ledger: Ledger) -> None:
+    def __init__(
+        self, peer: str, ledger: Ledger, clock: Clock, *, most: int = MOST, keep: float = KEEP
+    ) -> None:
+        """At most about `most` are held, for `keep` seconds."""
         self._space = f"kem/{peer}"
         self._ledger = ledger
+        self._kept = Kept(self._space, ledger, clock, most, keep)
         self._warm: dict[bytes, mlkem.MLKEM768PrivateKey] = {}
 
     async def make(self, number: int) -> list[OneTimeKey]:
@@ -88,9 +99,16 @@ class OneTimeKeys:
             await asyncio.sleep(0)  # ~0.1 ms each: requests in between must not wait for the batch
         async with self._ledger.edit() as change:
             for key_id, key, _ in pairs:
-                change.put(self._space, key_id.hex(), key.private_bytes_raw())
+                self._kept.put(change, key_id.hex(), key.private_bytes_raw())
         self._warm.update((key_id, key) for key_id, key, _ in pairs)
+        if self._kept.crowded:
+            await self.prune()
         return [OneTimeKey(key_id, public) for key_id, _, public in pairs]
+
+    async def prune(self) -> None:
+        """Erase private halves that no message came for; a message that still comes is refused."""
+        for name in await self._kept.prune():
+            self._warm.pop(bytes.fromhex(name), None)
 
     async def decapsulate(self, key_id: bytes, ciphertext: bytes) -> bytes:
         """The secret of one message. Raises Malformed if the key is unknown or was used before."""
@@ -98,7 +116,7 @@ class OneTimeKeys:
             raise Malformed("the KEM ciphertext has the wrong length")
         key = self._warm.get(key_id)
         if key is None:
-            seed = await self._ledger.item(self._space, key_id.hex())
+            seed = await self._kept.get(key_id.hex())
             if seed is None:
                 raise Malformed(
                     "the message is sealed under a one-time key that is not here",

@@ -3,7 +3,8 @@
 The sender draws keys from its device (014 enc_keys), saves them and offers their ids; the neighbour
 fetches the same keys from the other end of the pair (014 dec_keys), saves them and says which it
 holds. Only held keys are used. A key is erased at each end in the commit of the one message it served,
-so no bit of it serves two payloads, whatever crashes in between.
+so no bit of it serves two payloads, whatever crashes in between. A key that the sender burned or forgot is
+erased at the receiver when it is old; the sender offers again what it still has (`links.kept`).
 
 With `ahead=False` every message asks the devices when it is made and when it comes in, as in paper A.
 """
@@ -16,12 +17,15 @@ from typing import Protocol
 
 from keyhaul.errors import InsufficientKey, KeyNotFound, Malformed, PeerUnreachable, Unavailable
 from keyhaul.keys import Secret
+from keyhaul.links.kept import KEEP, Kept
 from keyhaul.links.supply import Supply
-from keyhaul.ports import Change, Ledger
+from keyhaul.ports import Change, Clock, Ledger
 
 OFFER_TRIES = 40  # offers of one key before it counts as lost: the far end may lag
 EXPECTED_TRIES = 4  # offers after which others are drawn beside it: the far end may have lost it in a crash
 MAX_OFFER = 1024
+MOST = 16 * MAX_OFFER
+"""Device keys held for one neighbour to send with, or four times the high mark if that is more."""
 
 
 class DeviceKey(Protocol):
@@ -56,11 +60,15 @@ class DeviceKeys:
         owner: str,
         device: Device,
         ledger: Ledger,
+        clock: Clock,
         key_size: int = 256,
         low: int = 8,
         high: int = 32,
         ahead: bool = True,
+        most: int = MOST,
+        keep: float = KEEP,
     ) -> None:
+        """`key_size` in bits. At most about `most` keys are held for receiving, for `keep` seconds."""
         self.owner = owner
         self.key_bytes = key_size // 8
         self.ahead = ahead
@@ -68,6 +76,7 @@ class DeviceKeys:
         self._device = device
         self._ledger = ledger
         self._out, self._in = f"pad/{peer}/out", f"pad/{peer}/in"
+        self._kept = Kept(self._in, ledger, clock, max(most, 4 * high), keep)
         self._offered: dict[str, _Offered] = {}
         self._held: dict[str, bytes] = {}  # of this run; the ledger has them all
         self._burned: list[str] = []
@@ -170,18 +179,23 @@ class DeviceKeys:
         """Fetch offered keys from this end of the pair and save them; returns the ids held now."""
         if len(names) > MAX_OFFER:
             raise Malformed(f"more than {MAX_OFFER} device keys in one offer")
-        held: list[str] = []
-        missing: list[str] = []
-        for name in names:
-            known = await self._ledger.item(self._in, name)
-            (missing if known is None else held).append(name)
+        held = await self._kept.claimed(names)
+        known = set(held)
+        missing = [name for name in names if name not in known]
         fetched = await self._fetch(missing)
         if fetched:
             async with self._ledger.edit() as change:
                 for key in fetched:
-                    change.put(self._in, key.key_id, key.bits.reveal())
+                    self._kept.put(change, key.key_id, key.bits.reveal())
             self._held.update((key.key_id, key.bits.reveal()) for key in fetched)
+            if self._kept.crowded:
+                await self.prune()
         return held + [key.key_id for key in fetched]
+
+    async def prune(self) -> None:
+        """Erase keys that no message came for; a message that still comes is refused."""
+        for name in await self._kept.prune():
+            self._held.pop(name, None)
 
     async def _fetch(self, names: list[str]) -> list[DeviceKey]:
         if not names:
@@ -206,7 +220,7 @@ class DeviceKeys:
             return b"".join(found[name].reveal() for name in names)
         parts = []
         for name in names:
-            bits = self._held.get(name) or await self._ledger.item(self._in, name)
+            bits = self._held.get(name) or await self._kept.get(name)
             if bits is None:
                 raise Malformed("the message names a device key that this node does not hold")
             parts.append(bits)

@@ -1,7 +1,8 @@
 """Keeps the supplies of one link full: asks the neighbour for one-time keys, offers it device keys.
 
 One small request and answer between neighbours, off the path of every key. Two loops, because devices
-answer a thousand times slower than nodes.
+answer a thousand times slower than nodes. A third one, once a day, has what is ready confirmed or made anew,
+so that the neighbour still holds its half, and erases what is held for the neighbour in vain.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+import structlog
 
 from keyhaul.control import Signer, Verifier
 from keyhaul.errors import KeyhaulError, Malformed
+from keyhaul.links.kept import RENEW
 from keyhaul.links.onetime import Batch, OneTimeKey, OneTimeKeys, check_batch, sign_batch
 from keyhaul.links.prefetch import DeviceKeys
 from keyhaul.links.supply import Supply
@@ -24,6 +27,8 @@ Call = Callable[[str, bytes], Awaitable[bytes]]
 """Posts a refill request to a neighbour and returns its answer."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
+
+log = structlog.get_logger("keyhaul.refill")
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -56,7 +61,9 @@ class Refill:
         peer_keys: Supply[OneTimeKey],
         own_keys: OneTimeKeys,
         device: DeviceKeys | None,
+        renew: float = RENEW,
     ) -> None:
+        """`renew`: seconds between two rounds of renewal."""
         self._peer = peer
         self._call = call
         self._signer = signer
@@ -65,6 +72,7 @@ class Refill:
         self._peer_keys = peer_keys
         self._own_keys = own_keys
         self._device = device
+        self._every = renew
 
     async def answer(self, body: bytes) -> bytes:
         """What the neighbour asked for. Raises Malformed, or what the device raises."""
@@ -88,6 +96,28 @@ class Refill:
             tasks.create_task(self._keep(self._peer_keys, self.fetch_keys))
             if self._device is not None and self._device.ahead:
                 tasks.create_task(self._keep(self._device.supply, self.offer_keys))
+            tasks.create_task(self._stay_young())
+
+    async def _stay_young(self) -> None:
+        while True:
+            try:
+                await self.prune()
+            except KeyhaulError as error:
+                log.warning("what is held in vain could not be erased", peer=self._peer, cause=str(error))
+            await asyncio.sleep(self._every)
+            self.renew()
+
+    async def prune(self) -> None:
+        """Erase what this node holds for messages of the neighbour that will not come."""
+        await self._own_keys.prune()
+        if self._device is not None and self._device.ahead:
+            await self._device.prune()
+
+    def renew(self) -> None:
+        """Have what is ready for sending confirmed or made anew, before the neighbour holds it too long."""
+        self._peer_keys.drain()
+        if self._device is not None and self._device.ahead:
+            self._device.reoffer()
 
     async def _keep(self, supply: Supply[Any], step: Callable[[], Awaitable[bool]]) -> None:
         pause = FIRST_PAUSE

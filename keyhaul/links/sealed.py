@@ -115,11 +115,13 @@ class SealedLink:
         self._claimed: set[str] = set()  # numbers that may be claimed; the ledger decides
 
     async def start(self) -> None:
-        """Read the numbers of earlier runs."""
+        """Read the numbers of earlier runs, and the device keys that are still to be used."""
         stored = await self._ledger.item(_SEQUENCE, self.peer)
         self._next = self._limit = int(stored or b"0")
         self._claims.extend(sorted(await self._ledger.items(f"seen/{self.peer}")))
         self._claimed.update(self._claims)
+        if self._device is not None:
+            await self._device.start()
 
     def level(self) -> int | None:
         """Bits of device key ready for sending; None on a `pqc` link."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from fnmatch import fnmatch
 from uuid import UUID
 
 import pytest
@@ -14,6 +16,8 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.keys import Ref, State
+from keyhaul.links.onetime import OneTimeKey
+from keyhaul.links.refill import Refill
 from keyhaul.pools import Pair, Rules
 from keyhaul.settlement import GRACE
 from tests.sim.dialogue import (
@@ -26,7 +30,8 @@ from tests.sim.dialogue import (
     states,
     told,
 )
-from tests.sim.world import World, world_clock
+from tests.sim.storm import MOST
+from tests.sim.world import RENEW, World, world_clock
 
 # ---------------------------------------------------------------------- pools
 
@@ -294,3 +299,64 @@ def test_a_full_disk_costs_a_pool_none_of_its_keys() -> None:
         assert all(x.bits.same_as(y.bits) for x, y in zip(got, keys, strict=True))
 
     told(story, pool=8, request_timeout=5.0)
+
+
+# ---------------------------------------------------------------------- what is held for a neighbour
+
+
+def held(world: World, space: str) -> int:
+    """The most that a node holds in one space that matches."""
+    tables = [node.disk.tables.items for node in world.nodes.values()]
+    found = (Counter(kept for kept, _ in items if fnmatch(kept, space)) for items in tables)
+    return max(max(counted.values(), default=0) for counted in found)
+
+
+def test_twenty_minutes_of_lost_refills_leaves_a_bounded_heap_and_a_link_that_works() -> None:
+    async def story(world: World) -> None:
+        # Renewals call for more all the time; every answer is lost on its way back.
+        made = watch_made(world.nodes["a"].refills["b"])
+        world.faults.lose_answer = 1.0
+        most = 0
+        for _ in range(40):
+            await asyncio.sleep(30)
+            most = max(most, held(world, "kem/[abcd]"))
+        assert made["made"] > 4 * MOST["kem"]
+        assert 150 < most < MOST["kem"]
+        assert held(world, "pad/*/in") < MOST["pad"]
+        world.faults.lose_answer = 0.0
+        await asyncio.sleep(30)
+        for _ in range(10):
+            (key,) = await world.ask("a", "b")
+            (same,) = await world.fetch("a", "b", [key.key_id])
+            assert same.bits.same_as(key.bits)
+
+    told(story)
+
+
+def test_a_sender_that_dies_again_and_again_leaves_a_bounded_heap_and_draws_no_device_key_in_vain() -> None:
+    async def story(world: World) -> None:
+        for _ in range(20):
+            world.nodes["a"].crash()
+            await world.nodes["a"].start()
+            await asyncio.sleep(RENEW)
+            assert held(world, "kem/[abcd]") < MOST["kem"]
+            (key,) = await world.ask("a", "b")
+            assert len(await world.fetch("a", "b", [key.key_id])) == 1
+        assert held(world, "pad/a/in") <= 12
+        assert world.devices[frozenset("ab")].handed <= 12 + 12 + 21, "both stocks, and one for each request"
+
+    told(story)
+
+
+def watch_made(refill: Refill) -> Counter[str]:
+    """Counts the one-time keys that are made from now on."""
+    counted: Counter[str] = Counter()
+    make = refill._own_keys.make
+
+    async def counting(number: int) -> list[OneTimeKey]:
+        keys = await make(number)
+        counted["made"] += len(keys)
+        return keys
+
+    refill._own_keys.make = counting  # type: ignore[method-assign]
+    return counted

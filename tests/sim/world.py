@@ -51,6 +51,8 @@ from tests.sim.parts import DevicePair, SimAnchors, SimClock, SimSigner, world_c
 from tests.sim.watching import Watched, committed, contents
 from tests.sim.wire import SimForeign, SimPeers, material
 
+RENEW = 30.0  # seconds; what links hold ready and keep lives faster than outside, so that storms see it end
+
 POINTS = {
     "starting": "a node comes up and has read half of its ledger",
     "save": "everything of a step is decided and nothing is on disk",
@@ -218,10 +220,13 @@ class SimNode:
                 owner=self.name,
                 device=world.devices[frozenset((edge.a, edge.b))],
                 ledger=self.ledger,
+                clock=clock,
                 low=4,
                 high=12,
+                most=48,
+                keep=7 * RENEW,
             )
-        own_keys = OneTimeKeys(peer, self.ledger)
+        own_keys = OneTimeKeys(peer, self.ledger, clock, most=192, keep=7 * RENEW)
         peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer}", 4, 12)
         self.links[peer] = SealedLink(
             me=self.name,
@@ -243,6 +248,7 @@ class SimNode:
             peer_keys=peer_keys,
             own_keys=own_keys,
             device=device,
+            renew=RENEW,
         )
 
     def _only_what_is_on_disk(self) -> None:

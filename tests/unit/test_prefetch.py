@@ -15,11 +15,11 @@ from keyhaul.links.prefetch import EXPECTED_TRIES, MAX_OFFER, OFFER_TRIES, Devic
 from keyhaul.stores.change import StagedChange
 from keyhaul.stores.memory import MemoryLedger
 from keyhaul.testbed.clock import run
-from tests.neighbours import Devices, Key
+from tests.neighbours import Devices, Key, Watch
 
 
 def device_keys(devices: Devices, ledger: MemoryLedger, **options: Any) -> DeviceKeys:
-    options = {"low": 2, "high": 4, **options}
+    options = {"low": 2, "high": 4, "clock": Watch(), **options}
     return DeviceKeys(peer="bilbao", owner="vigo-devices", device=devices, ledger=ledger, **options)
 
 

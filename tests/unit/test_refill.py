@@ -14,13 +14,13 @@ from keyhaul.links.refill import Reply, Request
 from keyhaul.messages import labels
 from keyhaul.stores.memory import MemoryLedger
 from keyhaul.testbed.clock import run
-from tests.neighbours import Anchors, Devices, End, Identity, neighbours
+from tests.neighbours import Anchors, Devices, End, Identity, Watch, neighbours
 
 NOW = 1_800_000_000.0
 
 
 def keys(number: int = 3) -> list[OneTimeKey]:
-    return asyncio.run(OneTimeKeys("vigo", MemoryLedger()).make(number))
+    return asyncio.run(OneTimeKeys("vigo", MemoryLedger(), Watch()).make(number))
 
 
 def check(batch: Batch, sender: str = "bilbao", receiver: str = "vigo") -> list[OneTimeKey]:
@@ -96,11 +96,11 @@ def test_a_signed_batch_that_is_out_of_order_is_malformed(body: bytes) -> None:
 def test_a_one_time_key_opens_until_it_is_spent() -> None:
     async def story() -> None:
         ledger = MemoryLedger()
-        mine = OneTimeKeys("vigo", ledger)
+        mine = OneTimeKeys("vigo", ledger, Watch())
         (key,) = await mine.make(1)
         secret, ciphertext = key.encapsulate()
         assert await mine.decapsulate(key.id, ciphertext) == secret
-        again = OneTimeKeys("vigo", ledger)  # after a restart
+        again = OneTimeKeys("vigo", ledger, Watch())  # after a restart
         assert await again.decapsulate(key.id, ciphertext) == secret
         async with ledger.edit() as change:
             again.spend(change, key.id)
@@ -114,7 +114,7 @@ def test_a_one_time_key_opens_until_it_is_spent() -> None:
 
 def test_an_unknown_key_or_a_cut_ciphertext_is_malformed() -> None:
     async def story() -> None:
-        mine = OneTimeKeys("vigo", MemoryLedger())
+        mine = OneTimeKeys("vigo", MemoryLedger(), Watch())
         (key,) = await mine.make(1)
         _, ciphertext = key.encapsulate()
         for key_id, text in (
@@ -133,10 +133,10 @@ def test_an_unknown_key_or_a_cut_ciphertext_is_malformed() -> None:
 def test_keys_for_one_neighbour_do_not_open_for_another() -> None:
     async def story() -> None:
         ledger = MemoryLedger()
-        (key,) = await OneTimeKeys("vigo", ledger).make(1)
+        (key,) = await OneTimeKeys("vigo", ledger, Watch()).make(1)
         _, ciphertext = key.encapsulate()
         with pytest.raises(Malformed):
-            await OneTimeKeys("derio", ledger).decapsulate(key.id, ciphertext)
+            await OneTimeKeys("derio", ledger, Watch()).decapsulate(key.id, ciphertext)
 
     run(story())
 
