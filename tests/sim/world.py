@@ -52,6 +52,7 @@ from tests.sim.watching import Watched, committed, contents
 from tests.sim.wire import SimForeign, SimPeers, material
 
 RENEW = 30.0  # seconds; what links hold ready and keep lives faster than outside, so that storms see it end
+STOCK = 12  # keys of each kind that a link holds ready at most
 
 POINTS = {
     "starting": "a node comes up and has read half of its ledger",
@@ -222,12 +223,12 @@ class SimNode:
                 ledger=self.ledger,
                 clock=clock,
                 low=4,
-                high=12,
-                most=48,
+                high=STOCK,
+                most=4 * STOCK,
                 keep=7 * RENEW,
             )
-        own_keys = OneTimeKeys(peer, self.ledger, clock, most=192, keep=7 * RENEW)
-        peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer}", 4, 12)
+        own_keys = OneTimeKeys(peer, self.ledger, clock, most=16 * STOCK, keep=7 * RENEW)
+        peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer}", 4, STOCK)
         self.links[peer] = SealedLink(
             me=self.name,
             peer=peer,
