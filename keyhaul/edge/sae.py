@@ -1,9 +1,10 @@
 """The port for applications: ETSI GS QKD 014 V1.1.1, server side. Who calls is what its certificate says.
 
-A handler reads, checks against the policy, asks the kernel (`Delivery`), and answers. Errors become HTTP
-in `render` alone. The standard knows 400, 401 and 503; two more are HTTP's own, 404 for a path and 405
-for a method that are not part of the interface. A body that comes too slowly gets 400, not 503: the
-fault is the sender's, and 503 would invite it to send the same again.
+A handler reads, checks against the policy, asks the kernel (`Delivery`), and answers: from `Call` to
+`Reply`, wherever the HTTP was read. Errors become answers in `refusal` alone. The standard knows 400, 401
+and 503; two more are HTTP's own, 404 for a path and 405 for a method that are not part of the interface. A
+body that comes too slowly gets 400, not 503: the fault is the sender's, and 503 would invite it to send the
+same again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from keyhaul.admission import Admission, Rules
-from keyhaul.edge.server import caller_of, expect, read_body
+from keyhaul.edge.calls import Call, NoSuchMethod, NoSuchPath, Reply
+from keyhaul.edge.server import HttpCall
 from keyhaul.edge.turns import Turns
 from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused, TimedOut, Unauthorized
 from keyhaul.messages import etsi014
@@ -46,7 +48,7 @@ class Delivery(Protocol):
         """Where this pair stands; consumes nothing. Raises NoSuchTarget and Unavailable."""
 
 
-_Method = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
+_Method = Callable[[Call, str], Awaitable[Reply]]
 
 
 class SaeApplication:
@@ -64,48 +66,59 @@ class SaeApplication:
         }
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
-        """One call. HEAD is not among the methods: on enc_keys it would take keys and deliver nothing."""
-        # The path is split while `%2F` is still escaped, and its pieces are unescaped once.
-        path = request.rel_url.raw_path.split("/")
-        methods = self._routes.get(path[-1])
-        if methods is None or len(path) != len(_PREFIX) + 2 or path[: len(_PREFIX)] != _PREFIX:
-            raise web.HTTPNotFound
-        method = methods.get(request.method)
-        if method is None:
-            raise web.HTTPMethodNotAllowed(request.method, methods)
-        caller = caller_of(request)
-        self._turns.call(caller)  # before its body is read
-        return await method(request, caller, path[-2])
+        """`reply` for a port that reads its HTTP in this process."""
+        return http(await self.reply(HttpCall(request)))
 
-    async def _status(self, request: web.BaseRequest, master: str, sae: str) -> web.Response:
+    async def reply(self, call: Call) -> Reply:
+        """One call. Raises errors of keyhaul.errors."""
+        method, sae = self.find(call.method, call.path)
+        self._turns.call(call.caller)  # before its body is read
+        return await method(call, sae)
+
+    def find(self, method: str, path: str) -> tuple[_Method, str]:
+        """What serves a path, and the SAE named in it, still escaped. Raises NoSuchPath and NoSuchMethod.
+
+        HEAD is not among the methods: on enc_keys it would take keys and deliver nothing.
+        """
+        # The path is split while `%2F` is still escaped, and its pieces are unescaped once.
+        pieces = path.split("/")
+        methods = self._routes.get(pieces[-1])
+        if methods is None or len(pieces) != len(_PREFIX) + 2 or pieces[: len(_PREFIX)] != _PREFIX:
+            raise NoSuchPath
+        found = methods.get(method)
+        if found is None:
+            raise NoSuchMethod(methods)
+        return found, pieces[-2]
+
+    async def _status(self, call: Call, sae: str) -> Reply:
         """Get status (5.1)."""
         slave = check_sae(etsi014.unquote_sae(sae))
-        standing = await self._delivery.status(master, slave)
-        return _json(200, etsi014.encode_status(self.limits.status(master, slave, standing)))
+        standing = await self._delivery.status(call.caller, slave)
+        return Reply(200, etsi014.encode_status(self.limits.status(call.caller, slave, standing)))
 
-    async def _enc_keys_short(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
+    async def _enc_keys_short(self, call: Call, sae: str) -> Reply:
         """Get key (5.2) with GET."""
-        return await self._request(caller, sae, etsi014.request_from_query(_query(request)))
+        return await self._request(call.caller, sae, etsi014.request_from_query(call.query()))
 
-    async def _enc_keys(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
+    async def _enc_keys(self, call: Call, sae: str) -> Reply:
         """Get key (5.2) with POST. The content type is not looked at; the body must be JSON."""
-        return await self._request(caller, sae, etsi014.decode_request(await _body(request)))
+        return await self._request(call.caller, sae, etsi014.decode_request(await call.body()))
 
-    async def _dec_keys_short(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
+    async def _dec_keys_short(self, call: Call, sae: str) -> Reply:
         """Get key with key IDs (5.3) with GET."""
-        return await self._fetch(caller, sae, etsi014.key_ids_from_query(_query(request)))
+        return await self._fetch(call.caller, sae, etsi014.key_ids_from_query(call.query()))
 
-    async def _dec_keys(self, request: web.BaseRequest, caller: str, sae: str) -> web.Response:
+    async def _dec_keys(self, call: Call, sae: str) -> Reply:
         """Get key with key IDs (5.3) with POST."""
-        return await self._fetch(caller, sae, etsi014.decode_key_ids(await _body(request)))
+        return await self._fetch(call.caller, sae, etsi014.decode_key_ids(await call.body()))
 
-    async def _request(self, master: str, sae: str, asked: KeyRequest) -> web.Response:
+    async def _request(self, master: str, sae: str, asked: KeyRequest) -> Reply:
         order = self.limits.check(master, etsi014.unquote_sae(sae), asked)
         async with self._turns.turn(order):
             keys = await self._delivery.request(order)
         return _container(keys, [order.size] * order.number, trust=order.options.get(TRUST) is True)
 
-    async def _fetch(self, caller: str, sae: str, asked: KeyIds) -> web.Response:
+    async def _fetch(self, caller: str, sae: str, asked: KeyIds) -> Reply:
         self.limits.check_ids(asked)
         keys = await self._delivery.fetch(caller, check_sae(etsi014.unquote_sae(sae)), asked.ids)
         if [key.key_id for key in keys] != list(asked.ids):
@@ -114,6 +127,11 @@ class SaeApplication:
 
 
 def render(error: KeyhaulError) -> web.Response:
+    """`refusal` for a port that writes its HTTP in this process."""
+    return http(refusal(error))
+
+
+def refusal(error: KeyhaulError) -> Reply:
     """An error as 014 says it: its own message where clause 5 fixes one, cause and next step beside it."""
     message, cause = error.cause, ""
     if isinstance(error, KeyNotFound):
@@ -122,10 +140,12 @@ def render(error: KeyhaulError) -> web.Response:
         message, cause = etsi014.MANDATORY_UNMET, error.cause
     told: list[Mapping[str, str | int]] = [error.details, {"cause": cause}, {"next_step": error.remedy}]
     details = tuple(dict(pairs) for pairs in told if any(value != "" for value in pairs.values()))
-    response = _json(_status(error), etsi014.encode_refusal(Refusal(message, details)))
-    if response.status == 503 and error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
-    return response
+    status, headers = _status(error), {}
+    if status == 503 and error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, NoSuchMethod):
+        headers["Allow"] = error.allow
+    return Reply(status, etsi014.encode_refusal(Refusal(message, details)), headers)
 
 
 def _status(error: KeyhaulError) -> int:
@@ -137,11 +157,11 @@ def _status(error: KeyhaulError) -> int:
     return error.status if isinstance(error, Refused) else 503
 
 
-def _container(keys: Sequence[Delivered], sizes: list[int], *, trust: bool) -> web.Response:
+def _container(keys: Sequence[Delivered], sizes: list[int], *, trust: bool) -> Reply:
     try:
         if not all(sizes) or [len(key.bits) * 8 for key in keys] != sizes:
             raise KeyhaulError("the kernel gave keys of other sizes than were ordered")
-        return _json(200, etsi014.encode_container(keys, trust=trust))
+        return Reply(200, etsi014.encode_container(keys, trust=trust))
     finally:
         for key in keys:
             key.bits.wipe()
@@ -152,18 +172,9 @@ _HEADERS = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no
 _PREFIX = etsi014.PREFIX.split("/")
 
 
-def _json(status: int, body: bytes) -> web.Response:
-    return web.Response(status=status, body=body, headers=CIMultiDict(_HEADERS))
-
-
-async def _body(request: web.BaseRequest) -> bytes:
-    if "Expect" in request.headers:
-        await expect(request)
-    return await read_body(request)
-
-
-def _query(request: web.BaseRequest) -> dict[str, list[str]]:
-    query: dict[str, list[str]] = {}
-    for name, value in request.query.items():
-        query.setdefault(name, []).append(value)
-    return query
+def http(reply: Reply) -> web.Response:
+    """A reply as aiohttp sends it, with the headers of every answer."""
+    headers = CIMultiDict(_HEADERS)
+    if reply.headers:
+        headers.update(reply.headers)
+    return web.Response(status=reply.status, body=reply.body, headers=headers)

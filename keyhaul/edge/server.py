@@ -20,8 +20,10 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from cryptography import x509
+from multidict import MultiMapping
 
 from keyhaul.edge.accepting import Acceptor, Crowd, Traffic
+from keyhaul.edge.calls import NoSuchMethod, NoSuchPath
 from keyhaul.edge.tls import peer_certificate
 from keyhaul.errors import (
     Busy,
@@ -152,7 +154,7 @@ class Port:
                 return self._refuse(request, self._unexpected(error))
             return self._refuse(request, error)
         except web.HTTPException as raised:
-            return self._refuse(request, _as_error(raised), raised.headers.get("Allow"))
+            return self._refuse(request, _as_error(raised))
         except Exception as bug:  # noqa: BLE001  the root of a request: the port must stay up
             return self._refuse(request, self._unexpected(bug))
 
@@ -178,12 +180,10 @@ class Port:
             if not self.traffic.clients[connection.caller]:
                 del self.traffic.clients[connection.caller]
 
-    def _refuse(
-        self, request: web.BaseRequest, error: KeyhaulError, allow: str | None = None
-    ) -> web.Response:
+    def _refuse(self, request: web.BaseRequest, error: KeyhaulError) -> web.Response:
         response = self.render(error)
-        if allow is not None:
-            response.headers["Allow"] = allow
+        if isinstance(error, NoSuchMethod):
+            response.headers["Allow"] = error.allow
         self.traffic.answers[response.status] += 1
         self.traffic.refusals[type(error).__name__] += 1
         surplus = isinstance(request.protocol, Connection) and request.protocol.surplus
@@ -270,6 +270,45 @@ def caller_of(request: web.BaseRequest) -> str:
     return connection.caller
 
 
+class HttpCall:
+    """A `Call` whose HTTP is read in this process."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+
+    @property
+    def caller(self) -> str:
+        return caller_of(self._request)
+
+    @property
+    def method(self) -> str:
+        return self._request.method
+
+    @property
+    def path(self) -> str:
+        return self._request.rel_url.raw_path
+
+    def query(self) -> dict[str, list[str]]:
+        """The parameters, unescaped."""
+        return lists(self._request.query)
+
+    async def body(self) -> bytes:
+        """All of it, asked for if the client waits for that."""
+        if "Expect" in self._request.headers:
+            await expect(self._request)
+        return await read_body(self._request)
+
+
+def lists(query: MultiMapping[str]) -> dict[str, list[str]]:
+    """Parameters by name, with all values of each."""
+    found: dict[str, list[str]] = {}
+    for name, value in query.items():
+        found.setdefault(name, []).append(value)
+    return found
+
+
 async def expect(request: web.BaseRequest) -> None:
     """Ask for the body of a client that waits to be asked (RFC 9110 §10.1.1); aiohttp's routes do it too."""
     if request.headers.get("Expect", "").lower() == "100-continue":
@@ -324,13 +363,10 @@ def _too_large(bounds: Bounds) -> TooLarge:
 
 def _as_error(raised: web.HTTPException) -> KeyhaulError:
     """What aiohttp's router refuses: a path or a method that the port does not have."""
-    if raised.status == 404:
-        error = Refused("this path does not exist here", "see the interface's list of paths")
-    elif raised.status == 405:
-        error = Refused(
-            "this path does not take this method", f"use {raised.headers.get('Allow', 'another')}"
-        )
-    else:
-        error = Refused(f"the request cannot be served: {raised.reason}", "see the interface")
+    if isinstance(raised, web.HTTPNotFound):
+        return NoSuchPath()
+    if isinstance(raised, web.HTTPMethodNotAllowed):
+        return NoSuchMethod(raised.allowed_methods)
+    error = Refused(f"the request cannot be served: {raised.reason}", "see the interface")
     error.status = raised.status
     return error
