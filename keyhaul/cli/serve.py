@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     """Run the node of a configuration file. Raises ConfigError or SealError if it cannot start."""
     # structlog imports rich for its colours where it can find it: 60 ms and 6 MiB in every node for nothing.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+    _import_without_system_anchors("aiohttp")
     import uvloop
 
     from keyhaul.config import load
@@ -38,6 +41,22 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(load(file), sockets=sockets, make=make or Node))
     return 0
+
+
+def _import_without_system_anchors(name: str) -> None:
+    """aiohttp makes a TLS context when it is imported, with every CA the system trusts: 2 MiB nobody uses.
+
+    A node's own contexts trust the files its configuration names.
+    """
+    variables = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    before = {variable: os.environ.get(variable) for variable in variables}
+    os.environ.update(dict.fromkeys(variables, os.devnull))
+    importlib.import_module(name)
+    for variable, value in before.items():
+        if value is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = value
 
 
 def _log_to_stderr() -> None:
