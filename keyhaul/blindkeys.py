@@ -8,6 +8,8 @@ what is refused away from the BFV key, so this is a second wall, not the first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,12 +21,16 @@ from keyhaul.ports import Clock, Ledger
 from keyhaul.schemes.bfv import DENSE, DENSE_25, PROFILES, Bfv, EveryProfile
 from keyhaul.schemes.blind import Blind
 from keyhaul.schemes.keyring import KeyRing
+from keyhaul.schemes.sealkeys import SealKeys
 
 SPACE = "bfv/destination"
 STREAK = 8  # refusals under one key until the next is made
 LEAST_LIFE = 60.0  # seconds between two keys, however many refusals there are
 
 _BY_SETTING = {"dense": DENSE, "dense-25": DENSE_25}
+
+if TYPE_CHECKING:
+    from keyhaul.schemes.seal import Seal
 
 log = structlog.get_logger("keyhaul.blind")
 
@@ -87,6 +93,25 @@ class BlindKeys:
         self.hurry()
 
 
+class SealWhenNeeded(SealKeys):
+    """A `Bfv` that loads the rest of itself (numpy, 0.1 s once) for the first payload."""
+
+    @cached_property
+    def _whole(self) -> Seal:
+        from keyhaul.schemes.seal import Seal
+
+        return Seal(self.profile)
+
+    def check_public(self, public: bytes) -> None:
+        self._whole.check_public(public)
+
+    def encrypt(self, public: bytes, plain: bytes) -> tuple[bytes, bytes]:
+        return self._whole.encrypt(public, plain)
+
+    def decrypt(self, secret: bytes, upper: bytes, rest: bytes) -> bytes:
+        return self._whole.decrypt(secret, upper, rest)
+
+
 def build(
     settings: BlindConfig, ledger: Ledger, clock: Clock, directory: Directory
 ) -> tuple[Blind | None, BlindKeys | None]:
@@ -118,13 +143,6 @@ _NAMES = {profile.name for profile in PROFILES.values()}
 
 def _library(settings: BlindConfig) -> Bfv:
     """SEAL for keys of the configured profile here and of any profile elsewhere. Raises Unsupported."""
-    try:
-        from keyhaul.schemes.seal import Seal  # brings numpy, which relays do without
-    except ImportError as error:
-        raise Unsupported(
-            f"scheme 'blind' needs numpy ({error})", "install keyhaul with the extra 'blind'"
-        ) from None
-
     own = _BY_SETTING[settings.profile]
-    every: dict[int, Bfv] = {profile.id: Seal(profile) for profile in PROFILES.values()}
+    every: dict[int, Bfv] = {profile.id: SealWhenNeeded(profile) for profile in PROFILES.values()}
     return EveryProfile(every[own.id], every)

@@ -9,63 +9,35 @@ SEAL draws its randomness from the operating system (a fork does not repeat it).
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from keyhaul.errors import Malformed, Unsupported
+from keyhaul.errors import Malformed
 from keyhaul.schemes import dense
 from keyhaul.schemes.bfv import CHUNK_BYTES, COEFFICIENTS, DENSE, Profile
 from keyhaul.schemes.dense import Bits, Polynomial
+from keyhaul.schemes.sealkeys import BLOB_BYTES, WORD_BYTES, SealKeys
 
-_WORD_BYTES = 8
-_BLOB_BYTES = COEFFICIENTS * _WORD_BYTES
 _MOST_ENCRYPTORS = 256
 
 
-class Seal:
+class Seal(SealKeys):
     """A `Bfv` of one profile; see that protocol for what each method promises.
 
-    The secret key is kept in the form the library computes with (number-theoretic transform). Raises
-    Unsupported when the library is missing or does not take the profile's parameters.
+    Raises Unsupported when the library is missing or does not take the profile's parameters.
     """
 
     def __init__(self, profile: Profile = DENSE) -> None:
-        self.profile = profile
-        self._seal = _library()
-        self._context = self._made_context()
+        super().__init__(profile)
         generator = self._seal.KeyGenerator(self._context)
         public, secret = generator.create_public_key(), generator.secret_key()
-        self._public_header = public.to_string()[: -2 * _BLOB_BYTES]
-        self._secret_header = secret.to_string()[:-_BLOB_BYTES]
+        self._public_header = public.to_string()[: -2 * BLOB_BYTES]
+        self._secret_header = secret.to_string()[:-BLOB_BYTES]
         sample = self._seal.Encryptor(self._context, public).encrypt_zero()
-        self._ciphertext_header = sample.to_string()[: -2 * _BLOB_BYTES]
+        self._ciphertext_header = sample.to_string()[: -2 * BLOB_BYTES]
         self._encryptors: dict[bytes, Any] = {}
-
-    def _made_context(self) -> Any:
-        seal, profile = self._seal, self.profile
-        parameters = seal.EncryptionParameters(seal.scheme_type.bfv)
-        parameters.set_poly_modulus_degree(COEFFICIENTS)
-        modulus = seal.CoeffModulus.Create(COEFFICIENTS, [profile.width])
-        parameters.set_coeff_modulus(modulus)
-        parameters.set_plain_modulus(2)
-        level = {128: seal.sec_level_type.tc128, 192: seal.sec_level_type.tc192}[profile.security]
-        context = seal.SEALContext(parameters, True, level)
-        if not context.parameters_set() or [prime.value() for prime in modulus] != [profile.q]:
-            raise Unsupported(
-                f"this version of SEAL does not offer BFV profile {profile.id}",
-                "install the version that requirements-blind.lock names",
-            )
-        return context
-
-    def generate(self) -> tuple[bytes, bytes]:
-        generator = self._seal.KeyGenerator(self._context)
-        halves = _words(generator.create_public_key().to_string(), 2)
-        (secret,) = _words(generator.secret_key().to_string(), 1)
-        public = b"".join(dense.pack(half, self.profile) for half in halves)
-        return bytes([self.profile.id]) + public, dense.pack(secret, self.profile)
 
     def check_public(self, public: bytes) -> None:
         self._halves(public)
@@ -117,7 +89,7 @@ class Seal:
         plain = decryptor.decrypt(ciphertext)
         count = plain.coeff_count()  # leading zeros are left off
         bits = np.zeros(COEFFICIENTS, np.uint8)
-        bits[:count] = np.frombuffer(plain.to_bytes()[-count * _WORD_BYTES :], "<u8")
+        bits[:count] = np.frombuffer(plain.to_bytes()[-count * WORD_BYTES :], "<u8")
         return bits
 
     def _halves(self, public: bytes) -> tuple[Polynomial, Polynomial]:
@@ -145,18 +117,9 @@ class Seal:
         return self._seal.Decryptor(self._context, self._context.from_secret_str(blob))
 
 
-def _library() -> Any:
-    try:
-        return importlib.import_module("seal")
-    except ImportError as error:
-        raise Unsupported(
-            f"scheme 'blind' needs Microsoft SEAL ({error})", "install keyhaul with the extra 'blind'"
-        ) from None
-
-
 def _words(blob: bytes, count: int) -> list[Polynomial]:
     """The last `count` polynomials of a blob of SEAL's."""
-    flat: npt.NDArray[np.uint64] = np.frombuffer(blob[-count * _BLOB_BYTES :], "<u8")
+    flat: npt.NDArray[np.uint64] = np.frombuffer(blob[-count * BLOB_BYTES :], "<u8")
     return list(flat.astype(np.uint32).reshape(count, COEFFICIENTS))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from keyhaul.errors import Malformed
 from keyhaul.schemes import dense
 from keyhaul.schemes.bfv import CHUNK_BYTES, COEFFICIENTS, DENSE, Profile
-from keyhaul.schemes.seal import _WORD_BYTES, Seal, _blob, _words
+from keyhaul.schemes.seal import Seal, _blob, _words
+from keyhaul.schemes.sealkeys import WORD_BYTES
 
 
 class SealWhole(Seal):
@@ -23,7 +24,7 @@ class SealWhole(Seal):
         super().__init__(profile)
         self._evaluator = self._seal.Evaluator(self._context)
         empty = self._seal.Plaintext(COEFFICIENTS).to_bytes()
-        self._plain_header = empty[: -COEFFICIENTS * _WORD_BYTES]
+        self._plain_header = empty[: -COEFFICIENTS * WORD_BYTES]
 
     def ciphertext_bytes(self, size: int) -> int:
         """Bytes of the ciphertexts of `size` bytes."""
