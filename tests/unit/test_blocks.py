@@ -1,118 +1,228 @@
-"""Blocks: a slot leaves once, opens only in its place, and ids that go together are made to."""
+"""Every block of code in the documentation is one that a test runs, reads, or knows why it cannot."""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
-from keyhaul.errors import StaleRow, StoreUnavailable
-from keyhaul.keys import Ref, Secret, State
-from keyhaul.ledger_rules import add, herd_of
-from keyhaul.minting import OwnMint
-from keyhaul.stores import blocks, database
-from keyhaul.stores.sqlcipher import SqlcipherLedger
-from tests.stores import PAGE_KEY, open_store
+from keyhaul.config.write import toml, write
+from keyhaul.messages import etsi020
+from keyhaul.messages.confirming import proofs_of
+from keyhaul.messages.wrapping import unwrap
+from tests.blocks import (
+    README_REASONS,
+    ROOT,
+    RUN,
+    Block,
+    Shell,
+    Step,
+    blocks,
+    fits,
+    pages,
+    prepared,
+    steps,
+    unknown,
+)
 
-
-async def opened(path: Path) -> tuple[SqlcipherLedger, list[Ref]]:
-    """A ledger with one block of five, and its refs."""
-    store = await open_store(path)
-    rows = herd_of(1, state=State.DELIVERABLE)
-    if await store.get(rows[0].ref) is None:
-        await add(store, *rows)
-    return store, [row.ref for row in rows]
-
-
-def test_a_batch_is_one_record_and_a_row_that_leaves_zeroes_its_slot(tmp_path: Path) -> None:
-    async def story() -> None:
-        store, refs = await opened(tmp_path / "store.db")
-        assert store.engine.read("SELECT count(*) FROM rows")[0][0] == 0
-        (record,) = store.engine.read(f"SELECT {blocks.COLUMNS} FROM blocks")
-        sealed = blocks.block_of(record).slot(2)
-        async with store.edit(refs[2]) as change:
-            draft = change.rows[refs[2]]
-            assert draft is not None
-            draft.state, draft.secret = State.TAKEN, None
-        (record,) = store.engine.read(f"SELECT {blocks.COLUMNS} FROM blocks")
-        after = blocks.block_of(record)
-        assert after.live() == [0, 1, 3, 4]
-        assert sealed not in bytes(after.slots)
-        assert store.engine.read("SELECT key_id, secret FROM rows") == [(refs[2].key_id.bytes, None)]
-        async with store.edit(*refs[:2], *refs[3:]) as change:
-            for number, ref in enumerate(refs[:2] + refs[3:]):
-                draft = change.rows[ref]
-                assert draft is not None
-                draft.state, draft.secret, draft.size = State.TAKEN, None, 8 + number
-        assert store.engine.read("SELECT count(*) FROM blocks")[0][0] == 0
-        assert store.engine.read("SELECT count(*) FROM rows")[0][0] == len(refs)
-        await store.close()
-
-    asyncio.run(story())
+READ = ("toml", "json", "yaml")
+PEN = 32473  # the example number of RFC 5612, which the page's messages have
+ALL = [block for page in pages() for block in blocks(page.read_text(), str(page.relative_to(ROOT)))]
 
 
-def test_a_slot_leaves_once_whatever_memory_says(tmp_path: Path) -> None:
-    async def story() -> None:
-        store, refs = await opened(tmp_path / "store.db")
-        (block,) = store._blocks.of(blocks.name_of(refs[0].key_id)).values()
-        leave = blocks._leave(block, [1, 3])
-        assert await store.engine.submit([leave]) == 1
-        with pytest.raises(StaleRow):
-            await store.engine.submit([leave])
-        with pytest.raises(StaleRow):
-            await store.engine.submit([blocks._leave(block, [3, 4])])
-        assert await store.engine.submit([blocks._leave(block, [4])]) == 1
-        await store.close()
+def of(*languages: str) -> list[Block]:
+    return [block for block in ALL if block.language in languages]
 
-    asyncio.run(story())
+
+def test_every_fence_was_found_and_has_a_language() -> None:
+    fences = sum(len(re.findall(r"^ *```", page.read_text(), re.M)) for page in pages())
+    assert fences == 2 * len(ALL)
+    known = (*RUN, *READ, "text", "console")
+    strange = [str(block) for block in ALL if block.language not in known and block.page != "README.md"]
+    assert strange == [], f"give these sh, python, toml, json, yaml, console or text: {strange}"
+
+
+def test_what_can_be_run_is_run() -> None:
+    """A page whose blocks are run has its preparation in tests/pages; test_pages.py runs all of these."""
+    left = [
+        str(block)
+        for block in of(*RUN, "console")
+        if not block.why and not (block.language in RUN and prepared(block.page))
+    ]
+    assert left == [], (
+        f"{left}: put what has to be there first into tests/pages/NAME.sh (it may be empty), "
+        "or write <!-- not run: why --> on the line above the block"
+    )
+
+
+@pytest.mark.parametrize("block", [block for block in of("sh", "console") if block.why], ids=str)
+def test_what_is_not_run_names_only_what_exists(block: Block) -> None:
+    assert list(unknown(block)) == []
+
+
+def test_the_reasons_for_the_readme_are_for_blocks_that_are_there() -> None:
+    first = {re.split(r"  |\n", block.code)[0] for block in ALL if block.page == "README.md"}
+    assert README_REASONS.keys() <= first
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node with a port for other makers' key managers, as `keyhaul init` makes it."""
+    home = tmp_path_factory.mktemp("node")
+    secret = home / "passphrase"
+    write(secret, "not a secret")
+    pki = home / "elsewhere"
+    for place, name, domain, more in (
+        (pki, "tester", "abroad", []),
+        (home / "vigo", "vigo", "galicia", ["--foreign-ca", str(pki / "pki" / "abroad" / "ca" / "node.pem")]),
+    ):
+        words = ["init", str(place), "--name", name, "--domain", domain, "--passphrase-file", str(secret)]
+        done = keyhaul(*words, *more)
+        assert done.returncode == 0, done.stderr
+    return home / "vigo"
+
+
+def keyhaul(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "keyhaul.cli", *words]
+    return subprocess.run(command, text=True, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("block", [block for block in of("toml") if not block.why], ids=str)
+def test_a_piece_of_a_configuration_fits_into_one(block: Block, node: Path) -> None:
+    piece = tomllib.loads(block.code)
+    _make_files(piece, node)
+    file = node / f"{block.page.replace('/', '-')}-{block.line}.toml"
+    whole = _joined(tomllib.loads((node / "node.toml").read_text()), piece)
+    write(file, toml(whole, "A piece of the documentation."))
+    done = keyhaul("config", "check", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_piece_with_a_mistake_is_noticed(node: Path) -> None:
+    block = Block("page", 1, "toml", '[schemes]\ndefualt = "masked"\n', "")
+    with pytest.raises(AssertionError, match="defualt"):
+        test_a_piece_of_a_configuration_fits_into_one(block, node)
+
+
+def _joined(whole: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
+    """`piece` as if it had been written into `whole`: tables go together, arrays of tables get longer."""
+    joined = dict(whole)
+    for name, value in piece.items():
+        there = joined.get(name)
+        if isinstance(value, dict) and isinstance(there, dict):
+            joined[name] = _joined(there, value)
+        elif isinstance(value, list) and isinstance(there, list):
+            joined[name] = [*there, *value]
+        else:
+            joined[name] = value
+    return joined
+
+
+def _make_files(piece: Any, node: Path) -> None:
+    """Certificates that the piece names and that only a reader's own PKI can have."""
+    for name, value in piece.items() if isinstance(piece, dict) else ():
+        for each in value if isinstance(value, list) else [value]:
+            _make_files(each, node)
+        if name in ("cert", "key", "ca") and isinstance(value, str) and not (node / value).exists():
+            (client,) = (node / "pki" / "galicia").rglob(f"*client*/vigo.{'key' if name == 'key' else 'pem'}")
+            write(node / value, client.read_text(), 0o600 if name == "key" else 0o644)
+
+
+@pytest.mark.parametrize("block", of("json"), ids=str)
+def test_messages_are_what_the_schema_and_the_node_say(block: Block) -> None:
+    value = json.loads(block.code)
+    schemas = yaml.safe_load((ROOT / "docs" / "openapi" / "etsi020.yaml").read_text())
+    if isinstance(value, dict) and "keys" in value:
+        _valid(value, "ext_key_container", schemas)
+        assert unwrap(etsi020.decode_ext_keys(block.code.encode(), sealed=True), PEN) is not None
+    elif isinstance(value, list) and "ack_status" in value[0]:
+        _valid(value, "ack_containers", schemas)
+        (ack,) = etsi020.decode_acks(block.code.encode(), sealed=True)
+        assert len(proofs_of(ack, PEN)) == len(ack.key_ids)
+
+
+def _valid(value: Any, name: str, schemas: dict[str, Any]) -> None:
+    jsonschema.validate(value, {**schemas, "$ref": f"#/components/schemas/{name}"})
+
+
+@pytest.mark.parametrize("block", of("yaml") or [Block("none", 1, "yaml", "a: 1", "")], ids=str)
+def test_yaml_is_yaml(block: Block) -> None:
+    assert list(yaml.safe_load_all(block.code))
+
+
+# --- and that these tests notice
+
+PAGE = "a\n\n<!-- not run: takes a day -->\n```sh\nmake soak\n```\n\n- b\n\n    ```toml\n    c = 1\n    ```\n"
+
+
+def test_blocks_are_found_with_their_reasons_and_places() -> None:
+    soak, piece = blocks(PAGE, "page")
+    assert (soak.why, soak.line, soak.code) == ("takes a day", 4, "make soak\n")
+    assert (piece.why, piece.language, piece.code, str(piece)) == ("", "toml", "c = 1\n", "page:10")
+    assert steps(PAGE) == []
 
 
 @pytest.mark.parametrize(
-    "meddling",
+    ("code", "said"),
     [
-        "slots = CAST(substr(slots, 1, 24) || substr(slots, 73, 48) || substr(slots, 73) AS BLOB)",
-        "data = CAST(replace(CAST(data AS TEXT), 'sae-c', 'sae-x') AS BLOB)",
-        "marks = zeroblob(length(marks))",
-        "version = version + 1",
-        "leg = 'elsewhere'",
+        ("make soak SEEDS=3 && make nonsense", "make nonsense"),
+        ("keyhaul testbed up line-2 --dir D; keyhaul testbed up line-2", "--dir"),
+        ("keyhaul sae get sae-b --dri D --as sae-a", "--dri"),
+        ("sudo keyhaul fetch", "there is no fetch"),
+        (".venv/bin/pytest tests/unit/test_blocks.py tests/unit/test_gone.py", "test_gone"),
+        ("A=1 frobnicate --all", "frobnicate"),
+        ("$ keyhaul chaos galicia-basque \\\n    --kills many", "many"),
     ],
 )
-def test_a_block_somebody_meddled_with_is_not_believed(tmp_path: Path, meddling: str) -> None:
-    path = tmp_path / "store.db"
-
-    async def read(leg: str) -> object:
-        store, refs = await opened(path)
-        try:
-            async with store.together([Ref(ref.key_id, leg) for ref in refs]) as herd:
-                return herd
-        finally:
-            await store.close()
-
-    assert asyncio.run(read("vigo")) is not None
-    connection = database.connect(path, Secret(PAGE_KEY), writes=True)
-    assert connection.execute(f"UPDATE blocks SET {meddling}").rowcount == 1
-    connection.close()
-    with pytest.raises(StoreUnavailable, match="altered or moved"):
-        asyncio.run(read("elsewhere" if "leg" in meddling else "vigo"))
+def test_a_name_that_does_not_exist_is_noticed(code: str, said: str) -> None:
+    (found,) = unknown(Block("page", 1, "sh", code, "because"))
+    assert said in found
 
 
-def test_ids_of_keys_that_go_together_share_all_but_the_last_byte() -> None:
-    class Zeros:
-        def read(self, length: int) -> Secret:
-            return Secret(bytes(length))
+def test_what_exists_is_no_mistake() -> None:
+    code = "keyhaul version --json   # which\n$ git diff > my.diff; scripts/install-debian-packages.sh\n"
+    assert list(unknown(Block("page", 1, "sh", code, "because"))) == []
+    assert list(unknown(Block("page", 1, "sh", "keyhaul testbed --help\n", "because"))) == []
 
-    class Noon:
-        def now(self) -> float:
-            return 43_200.0
 
-    async def made(number: int, herd: int) -> list[int]:
-        keys = await OwnMint(Zeros(), Noon()).keys(number, 256, herd)
-        assert len({key_id for key_id, _ in keys}) == number
-        assert all(key_id.version == 7 and key_id.variant == "specified in RFC 4122" for key_id, _ in keys)
-        names = [blocks.name_of(key_id) for key_id, _ in keys]
-        return [names.count(name) for name in dict.fromkeys(names)]
+def test_a_block_that_fails_or_prints_something_else_is_noticed(tmp_path: Path) -> None:
+    first, second, third = steps(
+        "```sh\nA=1; echo 2\n```\n\n```text\n3\n```\n```sh\necho $A\n```\n```sh\nfalse\n```\n"
+    )
+    shell = Shell(tmp_path)
+    assert not fits(first.expected, shell.run(first))
+    assert shell.run(second) == "1\n"
+    with pytest.raises(AssertionError, match="false"):
+        shell.run(third)
+    with pytest.raises(AssertionError, match="ValueError: no"):
+        shell.run(Step("python", "raise ValueError('no')", ""))
 
-    assert asyncio.run(made(10, 4)) == [4, 4, 2]
-    assert asyncio.run(made(300, 1_000)) == [256, 44]
-    assert asyncio.run(made(3, 0)) == [1, 1, 1]
+
+def test_key_id_stands_for_the_one_that_was_printed_last(tmp_path: Path) -> None:
+    one, two = (f"00000000-0000-0000-0000-00000000000{number}" for number in (1, 2))
+    shown = Shell(tmp_path).run(Step("sh", f"echo {one} {two}\necho now KEY_ID\necho AKEY_ID\n", ""))
+    assert shown == f"{one} {two}\nnow {two}\nAKEY_ID\n"
+
+
+@pytest.mark.parametrize(
+    ("expected", "output", "right"),
+    [
+        ("a … c\n", "a b c\n", True),
+        ("a … c\n", "a b d\n", False),
+        ("a\n…\nd\n", "a\nb\nc\nd\n", True),
+        ("a\n…\nd\n", "a\nb\nc\n", False),
+        ("a…\n", "a\nb\n", False),
+        ("a.c\n", "abc\n", False),
+        ("", "anything\n", False),
+    ],
+)
+def test_dots_stand_for_what_differs_and_for_nothing_else(expected: str, output: str, right: bool) -> None:
+    assert fits(expected, output) is right
