@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
+from keyhaul import story
 from keyhaul.keys import Message, Ref
-from keyhaul.messages import etsi020
+from keyhaul.messages import etsi020, tracecontext
 from keyhaul.messages.etsi020 import Ack, Dialect, Void
 from keyhaul.site import Site
 
@@ -45,12 +46,19 @@ class Letters:
         """Acknowledgements, to the neighbour the keys came from or to a foreign one's callback."""
         foreign = self._site.foreign.get(peer)
         dialect = foreign.dialect if foreign else Dialect.V1_1_1
+        trace = tracecontext.written(story.context() if foreign is None else None, self._site.settings.pen)
+        if trace:
+            acks = [replace(ack, extension={**ack.extension, **trace}) for ack in acks]
         body = etsi020.encode_acks(acks, dialect, sealed=foreign is None)
         return self.message(peer, etsi020.ACK, body, sealed=False, url=callback if foreign else None)
 
     def void(self, peer: str, void: Void) -> Message:
         """A void, to a neighbour up or down the path."""
-        body = etsi020.encode_void(void, sealed=peer not in self._site.foreign)
+        ours = peer not in self._site.foreign
+        trace = tracecontext.written(story.context() if ours else None, self._site.settings.pen)
+        if trace:
+            void = replace(void, extension={**void.extension, **trace})
+        body = etsi020.encode_void(void, sealed=ours)
         return self.message(peer, etsi020.VOID, body, sealed=False)
 
     async def seal(self, message: Message) -> Message:

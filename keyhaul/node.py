@@ -35,6 +35,7 @@ from keyhaul.dashboard.pages import Pages
 from keyhaul.edge import admin, sae, tls
 from keyhaul.edge import peer as peering
 from keyhaul.edge.accepting import Crowd, Traffic
+from keyhaul.edge.controls import ControlPages
 from keyhaul.edge.posting import HttpPeers
 from keyhaul.edge.server import Application, Bounds, Port, Render, bind
 from keyhaul.edge.turns import Holdings, Turns
@@ -50,6 +51,7 @@ from keyhaul.links.prefetch import DeviceKeys
 from keyhaul.links.refill import Refill
 from keyhaul.links.sealed import SealedLink
 from keyhaul.links.supply import Supply
+from keyhaul.logs import levels
 from keyhaul.messages.envelope import Mode, Suite
 from keyhaul.messages.etsi020 import PATHS, Dialect
 from keyhaul.messages.payload import Scheme
@@ -107,6 +109,7 @@ class Node:
 
     async def start(self, sockets: Mapping[str, socket.socket] | None = None) -> None:
         """Everything in the order of the module docstring. Raises ConfigError or SealError."""
+        levels.usually(self.config.log.level)
         for name, listener in self.config.listeners:
             if sockets is None or name not in sockets:
                 sockets = {**(sockets or {}), name: bind(listener.host, listener.port)}
@@ -339,6 +342,7 @@ class Node:
         operators = admin.AdminApplication(
             self.status, self.trace, self.replace_entropy, self.origin.probe
         ).application()
+        ControlPages(self).add_to(operators)
         Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
             "sae": (saes.answer, sae.render, Bounds()),
@@ -469,6 +473,7 @@ class Node:
             "pools": self.origin.pools.summary(),
             "admission": self.admission.summary(),
             "audit": self.audit.summary() if self.audit is not None else None,
+            "log": levels.summary(),
             "outbox": self.outbox.waiting(),
             "unfinished": len(await self.vault.ledger.unfinished()),
             "activity": self.activity.summary(),
@@ -496,6 +501,17 @@ class Node:
         self._note("changed", part="entropy", operator=operator)
         await configured.replace(self.entropy, self.config.file, table)
         return self.entropy.status()
+
+    def log_level(self) -> dict[str, Any]:
+        """For the admin port: which lines are written now."""
+        return levels.summary()
+
+    def use_log_level(self, level: str, seconds: float | None, operator: str) -> dict[str, Any]:
+        """Another log level, for some seconds or until the next start. Raises Malformed."""
+        levels.use(level, seconds)
+        log.warning("the log level is another now", now=level, seconds=seconds, operator=operator)
+        self._note("changed", part="log level", operator=operator, level=level)
+        return levels.summary()
 
     async def trace(self, key_id: UUID) -> list[Mapping[str, Any]]:
         """Every row of one key here: states, hops, times, and the seal that signs its receipt."""

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import structlog
 
-from keyhaul import lifecycle
+from keyhaul import lifecycle, story
 from keyhaul.errors import (
     ExtensionRefused,
     KeyhaulError,
@@ -105,15 +105,19 @@ class Origin:
         the request is ever delivered to anyone.
         """
         self._check_master(order.master)
+        what = {"slaves": order.targets, "number": order.number, "size": order.size}
+        story.tell(log, "keys asked for", master=order.master, **what)
         plain = not (order.options.keys() & {SCHEME, LABELS})
         if plain and (ready := await self._stock.take(_pool(order), order.number)):
             self._note(order, hit=True)
+            story.tell(log, "keys given that were ready", keys=len(ready), key_id=str(ready[0].key_id))
             return ready
         try:
             batch = await self._made(order)
         finally:
             if plain:
                 self._note(order, hit=False)
+        story.tell(log, "keys given", keys=len(batch.keys), key_id=str(batch.keys[0][0]))
         return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
 
     async def _made(self, order: Order) -> Batch:
@@ -371,7 +375,8 @@ class Origin:
         return int(spare // size) if "its-wire" in link.labels else MAX_BATCH
 
     async def _fill(self, pool: Pool, number: int) -> None:
-        """Relay one batch of keys ahead of demand; then the next one is picked."""
+        """Relay one batch of keys ahead of demand; then the next one is picked. A story of its own."""
+        story.begin()
         begun, done = self._site.clock.now(), False
         try:
             done = await self._relay_ahead(pool, number)
@@ -430,6 +435,7 @@ class Origin:
             keys = [self._give(row, caller) for row in held]
             voids = self._settlement.deactivate(held, change)
         self._settlement.send(voids)
+        story.tell(log, "keys fetched", slave=caller, keys=len(keys), key_id=str(key_ids[0]) if keys else "")
         return keys
 
     def _give(self, row: Row, sae: str) -> Delivered:

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import structlog
 
+from keyhaul import story
 from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.keys import Message
 from keyhaul.ports import Answer, Clock, Peers, Spawn
@@ -108,6 +109,7 @@ class Outbox:
         refused = answer is not None and answer.status in (400, 401)
         became = "lapsed" if answer is None else "refused" if refused else "accepted"
         self.outcomes[message.peer, message.path, became] += 1
+        story.tell(log, "message answered", peer=message.peer, path=message.path, outcome=became)
         if answer is None:
             await self._noted(lambda: outcome.lapsed(message))
         elif refused:
@@ -168,6 +170,7 @@ class Outbox:
     async def _collect(self) -> None:
         await asyncio.sleep(SETTLE_AFTER)
         self._collecting = False
+        story.none()  # messages of many requests
         done, self._done = self._done, []
         assert self.outcome is not None
         try:

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import structlog
 
-from keyhaul import lifecycle
+from keyhaul import lifecycle, story
 from keyhaul.detours import Detours
 from keyhaul.errors import (
     Conflict,
@@ -36,7 +36,7 @@ from keyhaul.errors import (
 )
 from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.letters import Letters
-from keyhaul.messages import confirming, etsi020, receipts
+from keyhaul.messages import confirming, etsi020, receipts, tracecontext
 from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys
 from keyhaul.messages.payload import NO_PAIR, Context, Payload, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
@@ -136,6 +136,7 @@ class Relay:
                 if leg.grant is not None:
                     leg.grant.cancel()
             raise
+        story.tell(log, "keys leave", by=rows[0].peers, **_told(rows))
         if any(leg.passed for leg in legs):
             self.receipted(rows[0])
         for message in (*(leg.message for leg in legs), batch.letter):
@@ -220,6 +221,7 @@ class Relay:
                 Wrapping(wrapping.context, padded, wrapping.deadline),
                 self.site.callback,
                 self.site.settings.pen,
+                story.context(),
             )
             body = grant.seal(etsi020.EXT_KEYS, etsi020.encode_ext_keys(transfer, sealed=True))
         except BaseException:
@@ -280,7 +282,9 @@ class Relay:
 
     async def _receive(self, peer: str, opened: Opened) -> None:
         if opened.path == etsi020.EXT_KEYS:
-            await self.accept(peer, etsi020.decode_ext_keys(opened.content, sealed=True), opened)
+            transfer = etsi020.decode_ext_keys(opened.content, sealed=True)
+            story.go_on(tracecontext.read(transfer.extension_optional, self.site.settings.pen))
+            await self.accept(peer, transfer, opened)
         elif opened.path == etsi020.ACK:
             await self._settlement.acknowledge(peer, etsi020.decode_acks(opened.content, sealed=True), opened)
         elif opened.path == etsi020.VOID:
@@ -346,6 +350,7 @@ class Relay:
         except BaseException:
             grant.cancel()
             raise
+        story.tell(log, "keys passed on", came=peer, by=hop, **_told(rows))
         if took:
             self.receipted(rows[0])
         self._outbox.send(message)
@@ -377,6 +382,7 @@ class Relay:
         except _VoidedBefore:
             await self._answer_voided(peer, wrapping, opened)
             return
+        story.tell(log, "keys held for their application", came=peer, **_told(rows))
         if took:
             self.receipted(rows[0])
         self._outbox.send(message)
@@ -531,6 +537,11 @@ def _add(change: Change, rows: Sequence[Row]) -> None:
         raise Conflict("a key of this id exists already")
     for row in rows:
         change.rows[row.ref] = row
+
+
+def _told(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a line of the log says of keys that go together."""
+    return {"keys": len(rows), "key_id": str(rows[0].ref.key_id), "scheme": rows[0].scheme}
 
 
 async def _apart(scheme: Scheme, context: Context, work: Callable[..., _Result], *given: object) -> _Result:

@@ -17,15 +17,16 @@ import hmac
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import structlog
 
-from keyhaul import lifecycle
+from keyhaul import lifecycle, story
 from keyhaul.errors import KeyNotFound, Tampered
 from keyhaul.keys import MASTER, Event, Message, Ref, Row, State
 from keyhaul.letters import Letters
-from keyhaul.messages import confirming, etsi020
+from keyhaul.messages import confirming, etsi020, tracecontext
 from keyhaul.messages.confirming import Saes
 from keyhaul.messages.etsi020 import Ack, AckStatus, Void
 from keyhaul.outbox import Outbox
@@ -85,7 +86,10 @@ class Settlement:
         Raises KeyNotFound, for a plain peer, if it acknowledges a key it never got from here.
         """
         statuses: dict[Ref, list[_Report]] = defaultdict(list)
+        if opened is not None and acks:
+            story.go_on(tracecontext.read(acks[0].extension, self.site.settings.pen))
         for ack in acks:
+            story.tell(log, "acknowledged", by=peer, status=ack.status, **_told(ack.key_ids))
             proofs = confirming.proofs_of(ack, self.site.settings.pen)
             for key_id, proof in zip(ack.key_ids, proofs, strict=True):
                 known = await self.site.ledger.find(key_id)
@@ -177,7 +181,10 @@ class Settlement:
 
     async def void(self, peer: str, request: Void, opened: Opened | None = None) -> None:
         """Discard keys (020 ext_keys/void), asked by a neighbour that gave them or got them."""
+        if opened is not None:
+            story.go_on(tracecontext.read(request.extension, self.site.settings.pen))
         refs = await self._named(peer, request)
+        story.tell(log, "to be discarded", by=peer, **_told([ref.key_id for ref in refs]))
         now = self.site.clock.now()
         news = News()
         async with self.site.ledger.edit(*refs) as change:
@@ -406,3 +413,8 @@ class Settlement:
             self._outbox.send(message)
         if news.ended:
             self.concluded(news.ended)
+
+
+def _told(key_ids: Sequence[UUID]) -> dict[str, Any]:
+    """What a line of the log says of keys that go together."""
+    return {"keys": len(key_ids), "key_id": str(key_ids[0]) if key_ids else ""}

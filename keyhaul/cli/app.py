@@ -16,6 +16,7 @@ from keyhaul.cli import (
     demo,
     doctor,
     init,
+    log,
     operator,
     sae,
     testbed,
@@ -44,6 +45,7 @@ app.add_typer(sae.app, name="sae")
 app.add_typer(conformance020.app, name="conformance")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.keys, name="key")
+app.add_typer(log.app, name="log")
 
 
 @app.command()

@@ -68,7 +68,7 @@ def reach(
 
 
 def _test_key(peer: str, target: access.Access) -> Finding:
-    from keyhaul.cli.operator import ask_one
+    from keyhaul.cli.asking import ask_one
     from keyhaul.doctor import Finding
     from keyhaul.errors import KeyhaulError
 

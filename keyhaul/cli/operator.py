@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +10,13 @@ from uuid import UUID
 
 import typer
 
-from keyhaul.cli import access
-from keyhaul.cli.output import Json, document, note, say, table
+from keyhaul.cli import access, asking
+from keyhaul.cli.output import Json, document, say, table
 from keyhaul.cli.signed import signed
-from keyhaul.errors import KeyhaulError, Malformed, PeerUnreachable, Refused
+from keyhaul.errors import Refused
 from keyhaul.messages.receipts import judge
 
 keys = typer.Typer(help="Single keys: trace.", no_args_is_help=True, rich_markup_mode=None)
-
-_PATIENCE = 10.0  # seconds a node has to answer
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +41,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show what a node is doing: its store's grade, links, queues."""
-    found = _ask(_targets(directory, url, cert, key, ca), "status")
+    found = asking.ask(asking.targets(directory, url, cert, key, ca), "status")
     if as_json:
         document([answer for _, answer in found] if directory else found[0][1])
         return
@@ -73,7 +69,7 @@ def trace(
 
     Names the first hop whose receipts do not fit, if it asks all nodes on the way.
     """
-    answers = _ask(_targets(directory, url, cert, key, ca), f"keys/{key_id}")
+    answers = asking.ask(asking.targets(directory, url, cert, key, ca), f"keys/{key_id}")
     rows = [row for _, answer in answers for row in answer["rows"]]
     rows.sort(key=lambda row: row["history"][0]["at"] if row["history"] else row["created"])
     signed(rows, access.node_anchors(directory) if directory else node_ca)
@@ -91,60 +87,6 @@ def trace(
         raise Refused(
             f"no node asked knows key {key_id} ({asked})", "ask the nodes on its path, or check the id"
         )
-
-
-def _targets(
-    directory: Path | None, url: str, cert: Path | None, key: Path | None, ca: Path | None
-) -> list[access.Access]:
-    return access.of_operator(directory) if directory else [access.explicit(url, cert, key, ca)]
-
-
-def _ask(targets: Sequence[access.Access], path: str) -> list[tuple[str, dict[str, Any]]]:
-    """What each node says. One that does not answer is named on stderr; none at all is an error."""
-    results = asyncio.run(_ask_all(targets, path))
-    found = []
-    for target, result in zip(targets, results, strict=True):
-        if isinstance(result, KeyhaulError):
-            if len(targets) == 1:
-                raise result
-            note(f"keyhaul: {target.name}: {result}")
-        else:
-            found.append((target.name, result))
-    if not found:
-        raise PeerUnreachable("no node answered", "see whether the testbed runs")
-    return found
-
-
-async def _ask_all(targets: Sequence[access.Access], path: str) -> list[dict[str, Any] | KeyhaulError]:
-    return await asyncio.gather(*(ask_one(target, path) for target in targets))
-
-
-async def ask_one(target: access.Access, path: str, method: str = "GET") -> dict[str, Any] | KeyhaulError:
-    """One call of an admin port; what went wrong comes back as a value, so that others are still asked."""
-    import aiohttp
-
-    from keyhaul.edge.tls import Credentials, Policy, client_context
-
-    url = f"{target.url.rstrip('/')}/admin/v1/{path}"
-    try:
-        tls = client_context(Credentials(target.cert, target.key, target.ca), Policy.COMPATIBLE)
-        patience = aiohttp.ClientTimeout(total=_PATIENCE)
-        async with (
-            aiohttp.ClientSession(timeout=patience) as session,
-            session.request(method, url, ssl=tls, allow_redirects=False) as answer,
-        ):
-            body = await answer.json(content_type=None)
-    except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError, ValueError) as error:
-        return PeerUnreachable(
-            f"{url}: {error or type(error).__name__}", "check the address and the certificates"
-        )
-    except KeyhaulError as error:
-        return error
-    if answer.status == 200 and isinstance(body, dict):
-        return body
-    said = body if isinstance(body, dict) else {}
-    cause = f"the node answered {answer.status}: {said.get('message', 'no reason given')}"
-    return Malformed(cause, str(said.get("next", "")))
 
 
 def _show(answer: dict[str, Any]) -> None:

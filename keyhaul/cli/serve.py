@@ -62,9 +62,13 @@ def _import_without_system_anchors(name: str) -> None:
 def _log_to_stderr() -> None:
     import structlog
 
+    from keyhaul import story
     from keyhaul.cli.journal import Journal
+    from keyhaul.logs import levels
 
     processors: list[Any] = [
+        levels,
+        story.mark,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.JSONRenderer(),

@@ -245,6 +245,13 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LogConfig:
+    """The log: nothing below `level` is written, unless an operator wants it for a while."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+@dataclass(frozen=True, slots=True)
 class BlindConfig:
     """Whether this node takes part in scheme `blind`, and the profile of the BFV keys it announces."""
 
@@ -294,6 +301,7 @@ class NodeConfig:
     admission: Rules = field(default_factory=Rules)
     audit: AuditConfig = AuditConfig()
     monitor: MonitorConfig = MonitorConfig()
+    log: LogConfig = LogConfig()
     schemes: SchemesConfig = SchemesConfig()
     policy: PathPolicy = NO_POLICY
     pools: stocking.Rules = field(default_factory=stocking.Rules)

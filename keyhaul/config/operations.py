@@ -1,4 +1,4 @@
-"""Reads what operators set: `[audit]` and `[monitor]`."""
+"""Reads what operators set: `[audit]`, `[monitor]` and `[log]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from keyhaul.config import model
 from keyhaul.config.reader import Section
+from keyhaul.logs import LEVELS
 
 
 def read_audit(table: Section) -> model.AuditConfig:
@@ -42,3 +43,10 @@ def read_monitor(table: Section) -> model.MonitorConfig:
         cause = f"listen = {listen!r}: whoever reaches this address may read the node's metrics"
         table.report("listen", cause, "keep it on a network of your own", warning=True)
     return model.MonitorConfig(host, port)
+
+
+def read_log(table: Section) -> model.LogConfig:
+    """How much is written to the log."""
+    log = model.LogConfig(table.choice("level", LEVELS, "INFO"))  # type: ignore[arg-type]
+    table.done()
+    return log

@@ -48,7 +48,7 @@ class AdminApplication:
 
     async def status(self, request: web.Request) -> web.Response:
         """Node, store, links, queues."""
-        return _json(200, await self._status())
+        return answer(200, await self._status())
 
     async def key(self, request: web.Request) -> web.Response:
         """Every row this node has of one key: states, hops, times."""
@@ -57,7 +57,7 @@ class AdminApplication:
         except ValueError:
             raise Malformed("the key id is not a UUID", "copy it from the answer of enc_keys") from None
         rows = await self._trace(key_id)
-        return _json(200, {"key_ID": str(key_id), "rows": rows})
+        return answer(200, {"key_ID": str(key_id), "rows": rows})
 
     async def entropy(self, request: web.Request) -> web.Response:
         """Other entropy sources, until the next start: the `[entropy]` table as JSON.
@@ -72,7 +72,7 @@ class AdminApplication:
             raise Malformed("the body is not a JSON object", "send the [entropy] table as JSON")
         if self._entropy is None:
             raise Refused("this node's entropy is fixed", "change its configuration and restart it")
-        return _json(200, await self._entropy(table, caller_of(request)))
+        return answer(200, await self._entropy(table, caller_of(request)))
 
     async def test(self, request: web.Request) -> web.Response:
         """One real key to an SAE of another node: how long until its node confirmed it, under which trust.
@@ -81,15 +81,15 @@ class AdminApplication:
         """
         if self._test is None:
             raise Refused("this node sends no test keys")
-        return _json(200, await self._test(request.match_info["node"]))
+        return answer(200, await self._test(request.match_info["node"]))
 
 
 def render(error: KeyhaulError) -> web.Response:
     """Errors of this port as JSON."""
-    return _json(error.status, {"message": error.cause, "next": error.remedy})
+    return answer(error.status, {"message": error.cause, "next": error.remedy})
 
 
-def _json(status: int, body: Any) -> web.Response:
+def answer(status: int, body: Any) -> web.Response:
     return web.Response(
         status=status,
         body=msgspec.json.encode(body),

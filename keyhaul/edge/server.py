@@ -22,6 +22,7 @@ from aiohttp.typedefs import Middleware
 from cryptography import x509
 from multidict import MultiMapping
 
+from keyhaul import story
 from keyhaul.edge.accepting import Acceptor, Crowd, Traffic
 from keyhaul.edge.calls import NoSuchMethod, NoSuchPath
 from keyhaul.edge.tls import peer_certificate
@@ -139,7 +140,8 @@ class Port:
         return answer
 
     async def _answer(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> web.StreamResponse:
-        """What a handler answers, or what its error says."""
+        """What a handler answers, or what its error says; the story of the request begins here."""
+        story.begin()
         try:
             self._count(request)
             response: web.StreamResponse = await handler(request)
@@ -184,6 +186,8 @@ class Port:
         response = self.render(error)
         if isinstance(error, NoSuchMethod):
             response.headers["Allow"] = error.allow
+        if (request_story := story.current()) is not None:
+            response.headers["X-Request-ID"] = request_story.request  # what the log names it by
         self.traffic.answers[response.status] += 1
         self.traffic.refusals[type(error).__name__] += 1
         surplus = isinstance(request.protocol, Connection) and request.protocol.surplus

@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 
 from keyhaul.errors import Malformed
+from keyhaul.messages import tracecontext
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
 from keyhaul.messages.payload import Context, Payload
+from keyhaul.messages.tracecontext import TraceContext
 
 VERSION = 1
 MAX_ROUTE = 256
@@ -51,8 +53,8 @@ def name(pen: int) -> str:
     return f"E{pen}_keyhaul"
 
 
-def wrap(wrapping: Wrapping, callback: str, pen: int) -> ExtKeys:
-    """The 020 transfer that carries a payload to the next node."""
+def wrap(wrapping: Wrapping, callback: str, pen: int, trace: TraceContext | None = None) -> ExtKeys:
+    """The 020 transfer that carries a payload to the next node, and with it which trace it belongs to."""
     context, payload = wrapping.context, wrapping.payload
     width = context.size // 8
     end = width * len(context.key_ids)
@@ -74,7 +76,8 @@ def wrap(wrapping: Wrapping, callback: str, pen: int) -> ExtKeys:
         for at, key_id in enumerate(context.key_ids)
     )
     mandatory: dict[str, Any] = {name(pen): msgspec.Raw(msgspec.json.encode(extension))}
-    return ExtKeys(keys, context.initiator, context.targets, callback, mandatory)
+    optional = tracecontext.written(trace, pen)
+    return ExtKeys(keys, context.initiator, context.targets, callback, mandatory, optional)
 
 
 def unwrap(transfer: ExtKeys, pen: int) -> Wrapping | None:

@@ -132,6 +132,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "ext_keys": {
             "one": _json(transfer),
             "extended": _json(extended),
+            "traced": _json({**transfer, "extension_optional": {"E32473_traceparent": "00-"}}),
             "draft": _json({"ext_key_container": {**transfer, "extension_optional": [{"a": 1}]}}),
         },
         "acks": {
@@ -152,6 +153,10 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "sealed_envelope": {"kem": sealed, "otp": sealed.replace(b"\xa3kem", b"\xa3otp")},
         "envelope_content": {"ack": pack(["ack", b"[]"])},
         "wrapping": {"masked": _json(EXTENSION)},
+        "traceparent": {
+            "example": _json("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            "later": _json("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"),
+        },
         "payload": {"short": bytes(80), "blind": bytes(32 + 16 + 32 + 2176) + trailer},
         "pair_statement": {
             name: pack([pack(["vigo", "bilbao", name, name.encode(), bytes(size), *times]), b"signature"])

@@ -24,7 +24,7 @@ from keyhaul.destination import _Own
 from keyhaul.errors import ConfigError, KeyhaulError, Malformed
 from keyhaul.keys import Secret
 from keyhaul.links import onetime, refill
-from keyhaul.messages import envelope, etsi014, etsi020, problems
+from keyhaul.messages import envelope, etsi014, etsi020, problems, tracecontext
 from keyhaul.messages.confirming import proofs_of
 from keyhaul.messages.envelope import Material
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
@@ -246,6 +246,16 @@ def wrapping(data: bytes) -> None:
     _same(_parts(again), _parts(found))
 
 
+def traceparent(data: bytes) -> None:
+    """The member of an optional extension that names a trace: one of version 00, or none."""
+    found = tracecontext.read({tracecontext.extension_name(PEN): msgspec.Raw(data)}, PEN)
+    if found is None:
+        raise Malformed("no trace is named")
+    again = tracecontext.read(tracecontext.written(found, PEN), PEN)
+    _same(again, found)
+    assert len(found.traceparent()) == 55
+
+
 def _parts(found: Wrapping) -> object:
     return found.context, found.payload.head, found.payload.body, found.deadline
 
@@ -352,6 +362,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         sealed_envelope,
         envelope_content,
         wrapping,
+        traceparent,
         payload,
         pair_statement,
         dense_polynomial,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
+from keyhaul import story
 from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.messages.etsi014 import LABELS, Delivered, Order
 from keyhaul.testbed.clock import run
@@ -93,6 +94,7 @@ class Storm:
         node = self.world.nodes[self.home(master)]
         note(master, "asked", request=request, to=slaves)
         order = Order(master, slaves, number, 256, {LABELS: ()} if fresh else {})
+        story.begin()  # as the port does: keys and acknowledgements carry a trace
         answer = await self.call(node, lambda: node.origin.request(order))
         if isinstance(answer, list):
             for key in answer:

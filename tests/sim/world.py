@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
-from keyhaul import blindkeys
+from keyhaul import blindkeys, story
 from keyhaul.config import BlindConfig
 from keyhaul.control import Directory
 from keyhaul.entropy import SystemEntropy
@@ -481,6 +481,7 @@ class World:
             options,
             frozenset(mandatory or ()),
         )
+        story.begin()
         return await self.nodes[a].origin.request(order)
 
     async def fetch(self, a: str, b: str, key_ids: Sequence[UUID]) -> list[Delivered]:

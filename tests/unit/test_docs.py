@@ -26,6 +26,7 @@ SECTIONS = (
     config.Delivery,
     config.DeviceEnd,
     config.Listener,
+    config.LogConfig,
     config.MaskedConfig,
     config.NetworkLink,
     config.Peer,

@@ -1,0 +1,57 @@
+"""What operators change while a node runs, over its admin port: how much it logs. Never bits.
+
+Whoever may come to the port may do it; the log and the audit log say who did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from keyhaul.edge.admin import PREFIX, answer
+from keyhaul.edge.server import caller_of, read_body
+from keyhaul.errors import Malformed
+
+
+class Controls(Protocol):
+    """What the node does about it; `operator` is the name in the caller's certificate."""
+
+    def log_level(self) -> Mapping[str, Any]:
+        """The level in force, for how long, and the one after it."""
+
+    def use_log_level(self, level: str, seconds: float | None, operator: str) -> Mapping[str, Any]:
+        """Another level, for some seconds or for good. Raises Malformed."""
+
+
+class _Level(msgspec.Struct, forbid_unknown_fields=True):
+    level: str
+    seconds: float | None = None
+
+
+class ControlPages:
+    """`add_to` the application of the admin port."""
+
+    def __init__(self, controls: Controls) -> None:
+        self._controls = controls
+
+    def add_to(self, application: web.Application) -> None:
+        """The routes."""
+        application.router.add_get(f"{PREFIX}/log", self.log_level, allow_head=False)
+        application.router.add_put(f"{PREFIX}/log", self.use_log_level)
+
+    async def log_level(self, request: web.Request) -> web.Response:
+        """Which lines are written now."""
+        return answer(200, self._controls.log_level())
+
+    async def use_log_level(self, request: web.Request) -> web.Response:
+        """`{"level": "DEBUG", "seconds": 600}`; without seconds until the next start or reload."""
+        try:
+            wanted = msgspec.json.decode(await read_body(request), type=_Level)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            text = "the body is no JSON object with a level, and seconds if it is for a while"
+            raise Malformed(text, 'send {"level": "DEBUG", "seconds": 600}') from None
+        operator = caller_of(request)
+        return answer(200, self._controls.use_log_level(wanted.level, wanted.seconds, operator))
