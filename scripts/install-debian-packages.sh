@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that the optional parts of keyhaul need. keyhaul itself needs none of them.
 #
-#   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser] [monitoring]
+#   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser] [monitoring] [clients]
 #
 # Without a group: all of them. --list says what would be installed, and why, and changes nothing.
 set -eu
@@ -36,8 +36,13 @@ LIST
 prometheus  scrapes the nodes in the test of the metrics, the alert rules and the dashboard
 LIST
         ;;
+    clients) cat <<'LIST'
+openjdk-17-jdk-headless  runs a 014 client in Java against the application's port
+golang-go                the same for Go
+LIST
+        ;;
     *)
-        echo "unknown group '$1': the groups are tpm, pkcs11, testbed, browser and monitoring" >&2
+        echo "unknown group '$1': the groups are tpm, pkcs11, testbed, browser, monitoring and clients" >&2
         return 2
         ;;
     esac
@@ -48,7 +53,7 @@ if [ "${1:-}" = --list ]; then
     list_only=yes
     shift
 fi
-[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring
+[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring clients
 
 wanted=""
 for group in "$@"; do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,9 @@ def bench(
 
     if name not in NAMES:
         raise ConfigError(f"there is no benchmark {name!r}", f"use one of {', '.join(NAMES)}")
+    for to in (file, html):
+        if to is not None and not os.access(to.absolute().parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"nothing can be written to {to.absolute().parent}", "make that folder first")
     run = import_module(f"keyhaul.testbed.benchmarks.{name.replace('-', '_')}").run
     options = [" --quick"] * quick + [
         f" {word} {to}" for word, to in (("--json", file), ("--html", html)) if to

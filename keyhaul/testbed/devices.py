@@ -1,9 +1,10 @@
 """A simulated QKD device in its own process: `python -m keyhaul.testbed.devices --config FILE`.
 
-It serves ETSI GS QKD 014 over mutual TLS on a port of 127.0.0.1 that the system picks, says where in its
-ready file (`{"name", "url", "pid"}`, written whole or not at all), and ends on SIGTERM or SIGINT with exit
-code 0. The configuration is TOML or JSON (`DeviceConfig`); it and the seed file must be readable by their
-owner alone. A wrong configuration ends with exit code 2 and one line on stderr.
+It serves ETSI GS QKD 014 over mutual TLS on a socket that was handed over, or on a port of 127.0.0.1 that
+the system picks, says where in its ready file (`{"name", "url", "pid"}`, written whole or not at all), and
+ends on SIGTERM or SIGINT with exit code 0. The configuration is TOML or JSON (`DeviceConfig`); it and the
+seed file must be readable by their owner alone. A wrong configuration ends with exit code 2 and one line on
+stderr.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
+from keyhaul.edge.activation import inherited
 from keyhaul.edge.tls import Credentials, Policy, client_context, peer_certificate, server_context
 from keyhaul.errors import ConfigError, KeyhaulError
 from keyhaul.identity import sae_id
@@ -33,6 +35,7 @@ from keyhaul.testbed.http import CALLER, Handler, errors_as_json
 from keyhaul.testbed.kme import Kme
 from keyhaul.testbed.pair import End, Keeper, Mirror, Shelf
 from keyhaul.testbed.presets import PRESETS, Profile
+from keyhaul.testbed.processes import listening
 from keyhaul.testbed.qkdlink import Reservoir
 
 MAX_BODY = 1 << 20
@@ -150,8 +153,9 @@ class Device:
         runner = web.AppRunner(self._app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._server_tls).start()
-            port = runner.addresses[0][1]
+            listener = inherited(frozenset({"device"})).get("device") or listening()
+            await web.SockSite(runner, listener, ssl_context=self._server_tls).start()
+            port = listener.getsockname()[1]
             ready = Path(self._config.ready)
             _announce(ready, Ready(self._config.name, f"https://127.0.0.1:{port}", os.getpid()))
             await stop.wait()

@@ -109,7 +109,7 @@ class Testbed:
         await self._start_devices()
         sockets = {node.name: {port: listening() for port in PORTS} for node in self.topology.nodes}
         try:
-            self._urls = {name: _urls(ports) for name, ports in sockets.items()}
+            self._urls |= {name: _urls(ports) for name, ports in sockets.items()}
             self.layout.write_nodes(self._certificates, self._urls, self._settings, await self._ways())
             self._progress("stores")
             await self._prepare_stores()
@@ -130,13 +130,13 @@ class Testbed:
         self._pid_file.release()
 
     async def kill(self, node: str) -> None:
-        """kill -9 one node; it stays dead until `restart`."""
+        """kill -9 one node or device; it stays dead until `restart`."""
         await self._unwatch(node)
         await self._process(node).kill()
         self._write_state()
 
     async def restart(self, node: str) -> None:
-        """Start a node again on its ports, after `kill` or while it runs; returns when it serves."""
+        """Start a node or device again on its ports, dead or not; returns when it serves."""
         await self._unwatch(node)
         await self._process(node).stop()
         await self._revive(node)
@@ -182,10 +182,20 @@ class Testbed:
         self._pid_file.take()
 
     async def _start_devices(self) -> None:
-        for spot in self.layout.spots:
-            command = ["-m", "keyhaul.testbed.devices", "--config", str(self.layout.device_file(spot.name))]
-            self._devices[spot.name] = self._make_process(spot.name, command)
-        await _all_up(self._devices.values(), {})
+        sockets = {spot.name: {"device": listening()} for spot in self.layout.spots}
+        try:
+            self._urls |= {name: _urls(ports) for name, ports in sockets.items()}
+            for spot in self.layout.spots:
+                command = [
+                    "-m",
+                    "keyhaul.testbed.devices",
+                    "--config",
+                    str(self.layout.device_file(spot.name)),
+                ]
+                self._devices[spot.name] = self._make_process(spot.name, command)
+            await _all_up(self._devices.values(), sockets)
+        finally:
+            _close(each for ports in sockets.values() for each in ports.values())
 
     async def _prepare_stores(self) -> None:
         from keyhaul.node import prepare
@@ -212,7 +222,7 @@ class Testbed:
                 command += ["--attack", attack.value]
             self._nodes[node.name] = self._make_process(node.name, command)
         await _all_up(self._nodes.values(), sockets)
-        for name in self._nodes:
+        for name in (*self._devices, *self._nodes):
             self._watch(name)
 
     def _make_process(self, name: str, command: list[str]) -> Process:
@@ -231,7 +241,7 @@ class Testbed:
             await asyncio.gather(watcher, return_exceptions=True)
 
     async def _keep(self, node: str) -> None:
-        """Start a node again whenever it ends, for as long as it takes."""
+        """Start a node or device again whenever it ends, for as long as it takes."""
         while True:
             code = await self._process(node).wait()
             self._progress(f"{node} ended with {code}; starting it again")

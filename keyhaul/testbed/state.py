@@ -14,7 +14,7 @@ def describe(
     urls: Mapping[str, Mapping[str, str]],
     pid_of: Callable[[str], int],
 ) -> dict[str, Any]:
-    """The document; `urls` maps nodes to their ports, `pid_of` gives 0 for a process that does not run."""
+    """The document. `urls` maps nodes and devices to their ports; `pid_of` gives 0 for what does not run."""
     nodes = layout.topology.nodes
     homes = {sae: node.name for node in nodes for sae in node.saes}
     return {
@@ -34,7 +34,7 @@ def describe(
             {"id": sae, "node": node, "sae_url": urls[node]["sae"], **pem_paths(made.saes[sae])}
             for sae, node in homes.items()
         ],
-        "devices": _devices(layout, made, pid_of),
+        "devices": _devices(layout, made, urls, pid_of),
         "links": [{"a": link.a, "b": link.b, "kind": link.kind} for link in layout.topology.links],
     }
 
@@ -48,17 +48,20 @@ def _authorities(layout: Layout) -> dict[str, Any]:
     return {"node": str(pki / "node-anchors.pem"), **per_domain}
 
 
-def _devices(layout: Layout, made: Certificates, pid_of: Callable[[str], int]) -> list[dict[str, Any]]:
-    """A device that has ended is left out: it took its address with it."""
+def _devices(
+    layout: Layout,
+    made: Certificates,
+    urls: Mapping[str, Mapping[str, str]],
+    pid_of: Callable[[str], int],
+) -> list[dict[str, Any]]:
     return [
         {
             "name": spot.name,
             "node": spot.node,
             "link": spot.link.name,
-            "url": layout.device_url(spot.name),
+            "url": urls[spot.name]["device"],
             "pid": pid_of(spot.name),
             "operator": pem_paths(made.operators[layout.domains[spot.link.a]]),
         }
         for spot in layout.spots
-        if pid_of(spot.name)
     ]

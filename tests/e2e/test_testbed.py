@@ -198,6 +198,32 @@ def test_a_node_killed_from_outside_is_started_again(up: tuple[subprocess.Popen[
     assert process.wait(PATIENCE) == 0
 
 
+def test_a_killed_device_is_started_again_where_it_was(
+    up: tuple[subprocess.Popen[str], Path],
+) -> None:
+    process, directory = up
+    first = devices(directory)
+    name, (pid, _) = next(iter(first.items()))
+    os.kill(pid, signal.SIGKILL)
+    asyncio.run(asyncio.wait_for(replaced(directory, name, pid), PATIENCE))
+    assert {each: url for each, (_, url) in devices(directory).items()} == {
+        each: url for each, (_, url) in first.items()
+    }
+    asyncio.run(exchange(json.loads((directory / "testbed.json").read_text()), "sae-n1", "sae-n2"))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 0
+
+
+def devices(directory: Path) -> dict[str, tuple[int, str]]:
+    state = json.loads((directory / "testbed.json").read_text())
+    return {each["name"]: (each["pid"], each["url"]) for each in state["devices"]}
+
+
+async def replaced(directory: Path, device: str, old: int) -> None:
+    while devices(directory)[device][0] in (0, old):
+        await asyncio.sleep(0.02)
+
+
 async def changed(directory: Path, old: int) -> None:
     while old in pids(directory):
         await asyncio.sleep(0.02)

@@ -6,10 +6,12 @@ import asyncio
 import base64
 import http.client
 import json
+import os
 import shutil
 import ssl
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from etsi_qkd_014_client import QKD014Client
 from keyhaul.messages.etsi014 import KEYS_NOT_FOUND
 from tests.northbound import MASTER, ODD, OTHER, SLAVE, STRANGER, Cast, Stage, make_cast, segment, stage
 
+HERE = Path(__file__).parent
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
 
@@ -121,5 +124,48 @@ def test_curl(cast: Cast, version: str) -> None:
         assert len(curl(port, MASTER, f"{SLAVE}/enc_keys", "--data", '{"number":3}')["keys"]) == 3
         refused = curl(port, MASTER, f"{SLAVE}/enc_keys?size=7")
         assert refused["message"] == "size shall be a multiple of 8"
+
+    against_port(cast, story)
+
+
+@pytest.fixture(scope="module")
+def java() -> list[str]:
+    if shutil.which("javac") is None:
+        pytest.skip("no JDK; scripts/install-debian-packages.sh clients")
+    return ["java", "-XX:TieredStopAtLevel=1", str(HERE / "Client014.java")]
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    if shutil.which("go") is None:
+        pytest.skip("no Go; scripts/install-debian-packages.sh clients")
+    made = tmp_path_factory.mktemp("go")
+    program = made / "client014"
+    environment = {**os.environ, "GOCACHE": str(made / "cache"), "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
+    build = ["go", "build", "-o", str(program), str(HERE / "client014.go")]
+    subprocess.run(build, check=True, env=environment)
+    return [str(program)]
+
+
+@pytest.mark.parametrize("language", ["java", "go"])
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+def test_clients_of_other_languages(
+    cast: Cast, language: str, version: str, request: pytest.FixtureRequest
+) -> None:
+    command: list[str] = request.getfixturevalue(language)
+
+    def call(port: Stage, sae: str, method: str, path: str, *body: str) -> tuple[int, Any]:
+        url = f"{port.url}/api/v1/keys/{path}"
+        words = [*command, version, *cast_files(port, sae), method, url, *body]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        status, answer = done.stdout.split("\n", 1)
+        return int(status), json.loads(answer)
+
+    def story(port: Stage) -> None:
+        status, given = call(port, MASTER, "POST", f"{SLAVE}/enc_keys", "{}")
+        assert status == 200
+        path = f"{MASTER}/dec_keys?key_ID={given['keys'][0]['key_ID']}"
+        assert call(port, SLAVE, "GET", path) == (200, given)
+        assert call(port, STRANGER, "GET", path)[0] == 401
 
     against_port(cast, story)

@@ -37,6 +37,16 @@ def test_an_unknown_name_is_misuse_and_lists_the_others(capsys: pytest.CaptureFi
     assert all(name in said for name in bench.NAMES)
 
 
+def test_a_place_that_takes_no_file_is_misuse_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "nowhere", tmp_path / "file"):
+        assert guarded(lambda at=place: app.run(["bench", "rest", "--json", str(at / "x.json")])) == MISUSED
+        said = " ".join(capsys.readouterr().err.split())
+        assert "nothing can be written" in said
+
+
 def test_a_report_knows_what_is_met() -> None:
     report = Report("name", "keyhaul bench name")
     report.add("small <enough>", [1.0, 2.0, 3.0], "ms", most=2)
