@@ -2,6 +2,7 @@
 # Installs the Debian packages that the optional parts of keyhaul need. keyhaul itself needs none of them.
 #
 #   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser] [monitoring] [clients]
+#                                      [consumers]
 #
 # Without a group: all of them. --list says what would be installed, and why, and changes nothing.
 set -eu
@@ -41,8 +42,19 @@ openjdk-17-jdk-headless  runs a 014 client in Java against the application's por
 golang-go                the same for Go
 LIST
         ;;
+    consumers) cat <<'LIST'
+iproute2                 network namespaces for the tests of agents
+iputils-ping             traffic through their tunnels
+wireguard-tools          wg, which the agent for WireGuard calls
+wireguard-go             WireGuard in user space, where the kernel has none
+stunnel4                 TLS 1.3 with the agents' keys around any TCP application
+strongswan-charon        IKEv2 with the agents' keys as PPKs (RFC 8784)
+strongswan-swanctl       the VICI socket of charon, which the agent speaks to
+libcharon-extra-plugins  ESP in user space (kernel-libipsec), where the kernel has none
+LIST
+        ;;
     *)
-        echo "unknown group '$1': the groups are tpm, pkcs11, testbed, browser, monitoring and clients" >&2
+        echo "unknown group '$1': the groups are tpm, pkcs11, testbed, browser, monitoring, clients and consumers" >&2
         return 2
         ;;
     esac
@@ -53,7 +65,7 @@ if [ "${1:-}" = --list ]; then
     list_only=yes
     shift
 fi
-[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring clients
+[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring clients consumers
 
 wanted=""
 for group in "$@"; do

@@ -6,6 +6,7 @@ import typer
 
 from keyhaul import __version__
 from keyhaul.cli import (
+    agent,
     audit,
     backup,
     bench,
@@ -32,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 init.register(app)
+agent.register(app)
 operator.register(app)
 backup.register(app)
 demo.register(app)

@@ -36,7 +36,7 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     from keyhaul.edge.activation import inherited
     from keyhaul.node import Node
 
-    _log_to_stderr()
+    log_to_stderr()
     sockets = inherited(frozenset({"sae", "node", "admin"}))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(load(file), sockets=sockets, make=make or Node))
@@ -59,7 +59,8 @@ def _import_without_system_anchors(name: str) -> None:
             os.environ[variable] = value
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """One JSON object a line, for daemons."""
     import structlog
 
     from keyhaul import story

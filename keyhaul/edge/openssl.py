@@ -44,6 +44,8 @@ FUNCTIONS = (
     "SSL_write",
     "X509_CHECK_FLAG_NEVER_CHECK_SUBJECT",
     "X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS",
+    "X509_PURPOSE_SSL_CLIENT",
+    "X509_STORE_set_purpose",
     "X509_VERIFY_PARAM_set1_host",
     "X509_VERIFY_PARAM_set1_ip",
     "X509_VERIFY_PARAM_set_hostflags",
@@ -96,6 +98,15 @@ def restrict(context: SSL.Context, groups: str, signatures: str) -> None:
 
 
 _PINNED = "install the release of cryptography that requirements.lock pins"
+
+
+def expect_clients(context: SSL.Context) -> None:
+    """Let a caller believe a peer that answers with a client certificate (RFC 5280 §4.2.1.12, clientAuth).
+
+    For connections between two equals whose certificates make them callers elsewhere.
+    """
+    store: Any = context.get_cert_store()
+    lib.X509_STORE_set_purpose(store._store, lib.X509_PURPOSE_SSL_CLIENT)
 
 
 def expect_host(connection: SSL.Connection, host: str) -> None:

@@ -24,8 +24,11 @@ from OpenSSL import SSL
 
 from keyhaul.edge.openssl import expect_host, failure, ffi, lib
 from keyhaul.edge.peercert import as_dict
+from keyhaul.errors import Unauthorized
 
 log = logging.getLogger(__name__)
+
+Check = Callable[[x509.Certificate], None]
 
 SCRATCH = 65_536  # bytes; four TLS records
 
@@ -34,24 +37,34 @@ class TlsContext(ssl.SSLContext):
     """Goes wherever an `ssl.SSLContext` goes, as long as that place uses `wrap_bio`.
 
     `build` makes the pyOpenSSL context; `groups`, if not empty, are the only key exchange groups (lower
-    case) a finished handshake may have used. The inherited settings describe what `build` did and cannot
-    loosen it: nothing reads them.
+    case) a finished handshake may have used. `check`, if given, sees the peer's certificate at the end of the
+    handshake and raises Unauthorized; a client then expects no host name. The inherited settings describe
+    what `build` did and cannot loosen it: nothing reads them.
     """
 
     _build: Callable[[], SSL.Context]
     _native: SSL.Context
     _server_side: bool
     groups: frozenset[str]
+    check: Check | None
     scratch: Any
     start: Any
 
-    def __new__(cls, build: Callable[[], SSL.Context], *, server_side: bool, groups: frozenset[str]) -> Self:
+    def __new__(
+        cls,
+        build: Callable[[], SSL.Context],
+        *,
+        server_side: bool,
+        groups: frozenset[str],
+        check: Check | None = None,
+    ) -> Self:
         self = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
         self.verify_mode = ssl.CERT_REQUIRED
         self._build = build
         self._native = build()
         self._server_side = server_side
         self.groups = groups
+        self.check = check
         self.scratch = ffi.new("char[]", SCRATCH)
         self.start = ffi.new("char *[1]")
         return self
@@ -139,7 +152,8 @@ class TlsObject:
         if not server_hostname:
             raise ValueError("a TLS client must name the host it wants to reach")
         connection.set_connect_state()
-        expect_host(connection, server_hostname)
+        if context.check is None:
+            expect_host(connection, server_hostname)
 
     # Moving bytes between the event loop's buffers and OpenSSL's.
 
@@ -192,6 +206,11 @@ class TlsObject:
             raise ssl.SSLError(1, "the peer showed no certificate")
         if self.context.groups and (self.group() or "").lower() not in self.context.groups:
             raise ssl.SSLError(1, f"the key exchange {self.group()} is not post-quantum")
+        if self.context.check is not None:
+            try:
+                self.context.check(self._peer)
+            except Unauthorized as refused:
+                raise ssl.SSLError(1, refused.cause) from None
 
     def read(self, n: int = 1024, buffer: Any = None) -> bytes | int:
         """Up to `n` decrypted bytes, or their number if they went into `buffer`; empty or 0 at the end."""

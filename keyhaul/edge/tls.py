@@ -23,8 +23,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
-from keyhaul.edge.openssl import lib, restrict
-from keyhaul.edge.pqssl import TlsContext, TlsObject
+from keyhaul.edge.openssl import expect_clients, lib, restrict
+from keyhaul.edge.pqssl import Check, TlsContext, TlsObject
 from keyhaul.errors import ConfigError, Unauthorized
 
 PQ_GROUPS = ("X25519MLKEM768", "SecP384r1MLKEM1024")
@@ -98,6 +98,25 @@ def client_context(credentials: Credentials, policy: Policy) -> ssl.SSLContext:
     Raises ConfigError as `server_context` does.
     """
     return _context(credentials, credentials.ca, policy, server_side=False)
+
+
+def equals_context(credentials: Credentials, check: Check, *, server_side: bool) -> ssl.SSLContext:
+    """A context for either end of a connection between two callers, under `Policy.PQ`.
+
+    Both show client certificates of CAs in `credentials.ca`, wherever they run: `check` says whose they may
+    be, and raises Unauthorized in the handshake. Raises ConfigError as `server_context` does.
+    """
+
+    def build() -> SSL.Context:
+        context = _build(credentials, credentials.ca, _PROFILES[Policy.PQ], server_side)
+        expect_clients(context)
+        return context
+
+    groups = frozenset(group.lower() for group in PQ_GROUPS)
+    made = TlsContext(build, server_side=server_side, groups=groups, check=check)
+    _shown[made] = credentials, _digest(credentials.cert)
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    return made
 
 
 def anonymous_context(ca: Path, policy: Policy) -> ssl.SSLContext:

@@ -20,6 +20,7 @@ from uuid import UUID
 import msgspec
 
 from keyhaul import config, control, kem
+from keyhaul.consumers import channel
 from keyhaul.destination import _Own
 from keyhaul.errors import ConfigError, KeyhaulError, Malformed
 from keyhaul.keys import Secret
@@ -326,6 +327,15 @@ def refill_request(data: bytes) -> None:
             onetime.check_batch(reply.batch, Gullible(), "vigo", "bilbao", NOW)
 
 
+# --- between two agents
+
+
+def agent_step(data: bytes) -> None:
+    """Which key an initiator stages or settles."""
+    told = channel.decode(data)
+    _same(channel.decode(msgspec.json.encode(told)), told)
+
+
 # --- configuration
 
 _FOLDER = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
@@ -368,6 +378,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         dense_polynomial,
         records,
         refill_request,
+        agent_step,
         configuration,
     )
 }
