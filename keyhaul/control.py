@@ -198,6 +198,13 @@ class Directory:
         self._known[descriptor.node] = known = Known(descriptor, signer, record)
         return known
 
+    def change(self, domains: Mapping[str, str]) -> None:
+        """Another network: what was known of nodes that are not in it, or in another domain, is forgotten."""
+        self._domains = domains
+        self._known = {
+            name: known for name, known in self._known.items() if domains.get(name) == known.descriptor.domain
+        }
+
     def get(self, node: str, now: float) -> Known:
         """The descriptor of a node. Raises Unavailable while none, or only an expired one, is known."""
         known = self._known.get(node)

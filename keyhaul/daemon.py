@@ -13,7 +13,7 @@ import structlog
 
 from keyhaul import config
 from keyhaul.edge.server import bind
-from keyhaul.errors import ConfigError
+from keyhaul.errors import ConfigError, KeyhaulError
 from keyhaul.hardening import drop_privileges, harden
 from keyhaul.node import Node
 from keyhaul.notify import feed_watchdog, notify, reloading
@@ -44,7 +44,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload, node)
+    reloads: set[asyncio.Task[None]] = set()
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(loop.create_task(reload(node))))
     watchdog = loop.create_task(feed_watchdog(), name="watchdog")
     try:
         await node.start(sockets)
@@ -59,14 +60,13 @@ async def serve(
         watchdog.cancel()
 
 
-def reload(node: Node) -> None:
-    """SIGHUP: certificates, limits and admission anew; what does not load stays as it was, says the log."""
+async def reload(node: Node) -> None:
+    """SIGHUP: configuration and certificates anew; what does not load stays as it was, says the log."""
     reloading()
     try:
-        fresh = config.load(node.config.file)
+        await node.reload()
     except ConfigError as error:
         log.error("not reloaded: the configuration has mistakes", cause=error.cause)
-    else:
-        changed, refused, restart = node.reload(fresh)
-        log.warning("reloaded", changed=changed, kept_as_it_was=refused, needs_a_restart=restart)
+    except KeyhaulError as error:
+        log.error("not all was reloaded", cause=error.cause)
     notify("READY=1")

@@ -60,6 +60,8 @@ class Gossip:
         self._clock = clock
         self._announced = 0  # the sequence number of this node's last descriptor
         self._due = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._telling: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Take in what earlier runs knew, as far as it still passes every check."""
@@ -77,9 +79,9 @@ class Gossip:
         # What an earlier run received and did not pass on before it ended is owed still.
         for known in self._directory.known():
             self._spread(known, but="")
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as self._tasks:
             for name, neighbour in self._neighbours.items():
-                tasks.create_task(self._tell(name, neighbour))
+                self._telling[name] = self._tasks.create_task(self._tell(name, neighbour))
             while True:
                 self._due.clear()
                 pause = ANNOUNCE_EVERY
@@ -90,6 +92,22 @@ class Gossip:
                     pause = LONGEST_PAUSE
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._due.wait(), pause)
+
+    def join(self, name: str) -> None:
+        """A new neighbour: it should hear everything that is known here."""
+        neighbour = self._neighbours[name] = _Neighbour()
+        for known in self._directory.known():
+            if known.descriptor.node != name:
+                neighbour.owe(known.descriptor.node, known.record)
+        if self._tasks is not None:
+            self._telling[name] = self._tasks.create_task(self._tell(name, neighbour))
+
+    def leave(self, name: str) -> None:
+        """A neighbour that is none any more."""
+        self._neighbours.pop(name, None)
+        task = self._telling.pop(name, None)
+        if task is not None:
+            task.cancel()
 
     def hurry(self) -> None:
         """Announce now: a key was replaced before its time."""
@@ -131,10 +149,10 @@ class Gossip:
         node = known.descriptor.node
         self._pairing.heard(node)
         self._spread(known, but=peer)
-        if node == peer:
+        if node == peer and (neighbour := self._neighbours.get(peer)) is not None:
             for other in self._directory.known():
                 if other.descriptor.node != peer:
-                    self._neighbours[peer].owe(other.descriptor.node, other.record)
+                    neighbour.owe(other.descriptor.node, other.record)
         async with self._ledger.edit() as change:
             change.put(SPACE, node, msgspec.msgpack.encode(known.record))
 

@@ -158,6 +158,12 @@ class Identity:
             return self._key.sign(message, _ecdsa(self._key.curve))
         return self._key.sign(message)
 
+    def renew(self, fresh: Identity) -> None:
+        """Sign with another certificate of the same node from now on. Raises ConfigError for another's."""
+        if fresh.name != self.name:
+            raise ConfigError(f"the certificate is for {fresh.name!r}, the node is {self.name!r}", _REISSUE)
+        self.certificate, self.der, self._key = fresh.certificate, fresh.der, fresh._key
+
     def __repr__(self) -> str:
         return f"Identity({self.name!r})"
 
@@ -253,11 +259,15 @@ class Federation:
 
     def __init__(self, anchors: Anchors, domains: Mapping[str, str]) -> None:
         self.domains = domains
-        self._anchors = anchors
+        self.anchors = anchors
+
+    def change(self, anchors: Anchors, domains: Mapping[str, str]) -> None:
+        """Believe others from now on; connections that are open stay open."""
+        self.anchors, self.domains = anchors, domains
 
     def verify(self, der: bytes, now: float) -> Verified:
         """As `Anchors.verify`, and raises Unauthorized for a name of another domain, or of none."""
-        verified = self._anchors.verify(der, now)
+        verified = self.anchors.verify(der, now)
         expected = self.domains.get(verified.name)
         if verified.domain is None or verified.domain != expected:
             raise Unauthorized(

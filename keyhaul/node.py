@@ -16,7 +16,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -32,11 +32,11 @@ from keyhaul.audit.log import AuditLog
 from keyhaul.control import Directory
 from keyhaul.dashboard.local import LocalSource, Trend, certificates
 from keyhaul.dashboard.pages import Pages
+from keyhaul.detours import Detours
 from keyhaul.edge import admin, sae, tls
 from keyhaul.edge import peer as peering
 from keyhaul.edge.accepting import Crowd, Traffic
 from keyhaul.edge.controls import ControlPages
-from keyhaul.edge.posting import HttpPeers
 from keyhaul.edge.server import Application, Bounds, Port, Render, bind
 from keyhaul.edge.turns import Holdings, Turns
 from keyhaul.entropy import MixedEntropy, configured
@@ -45,25 +45,21 @@ from keyhaul.gossip import Gossip
 from keyhaul.identity import Anchors, Federation, Identity, admin_name, node_name, sae_id
 from keyhaul.kernel import Kernel
 from keyhaul.letters import Letters
-from keyhaul.links.etsi014 import Device
-from keyhaul.links.onetime import OneTimeKey, OneTimeKeys
-from keyhaul.links.prefetch import DeviceKeys
-from keyhaul.links.refill import Refill
 from keyhaul.links.sealed import SealedLink
-from keyhaul.links.supply import Supply
 from keyhaul.logs import levels
-from keyhaul.messages.envelope import Mode, Suite
 from keyhaul.messages.etsi020 import PATHS, Dialect
 from keyhaul.messages.payload import Scheme
 from keyhaul.minting import DeviceMint, Mint, OwnMint
 from keyhaul.monitor.instruments import Instruments, TimedDelivery
 from keyhaul.monitor.listener import Monitor
 from keyhaul.monitor.start import open_monitor, watched_certificates
+from keyhaul.neighbourhood import Neighbourhood
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
 from keyhaul.receipts import Receipts
 from keyhaul.relay import Relay
+from keyhaul.reloading import Outcome, differences
 from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.paper_a import PaperA
@@ -72,7 +68,6 @@ from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
 from keyhaul.tasks import Tasks, WallClock
 
-KEM_LOW, KEM_HIGH = 32, 96  # one-time keys of a neighbour held ready
 SWEEP_EVERY = 1.0  # seconds
 
 log = structlog.get_logger("keyhaul.node")
@@ -94,7 +89,7 @@ class Node:
         self._clock = WallClock()
         self._started = time.time()
         self._ports: list[Port] = []
-        self._devices: list[Device] = []
+        self._reloading = asyncio.Lock()
         self.entropy = MixedEntropy()
         self._stack = contextlib.AsyncExitStack()
         self.audit: AuditLog | None = None
@@ -162,18 +157,12 @@ class Node:
             )
         self.federation = Federation(Anchors.load(_read(node.ca)), settings.network.nodes)
         self.directory = Directory(self.federation, settings.network.nodes)
-        self.peers = HttpPeers(
-            {peer.name: (peer.url, self._context_for(peer)) for peer in settings.peers},
-            federation=self.federation,
+        around = self.neighbourhood = Neighbourhood(
+            settings, ledger, self._clock, self.identity, self.federation
         )
-        self._stack.push_async_callback(self.peers.close)
+        self._stack.push_async_callback(around.close)
+        self.peers, self.links, call = around.peers, around.links, around.peers.call
         self._build_schemes()
-        self.links: dict[str, SealedLink] = {}
-        self.refills: dict[str, Refill] = {}
-        for peer in settings.peers:
-            if peer.kind != "plain":
-                self._build_link(peer)
-        call = self.peers.call
         self.gossip = Gossip(
             self.links,
             lambda peer, body: call(peer, "records", body),
@@ -207,87 +196,9 @@ class Node:
             others=[self.blind_keys] if self.blind_keys is not None else [],
         )
 
-    def _context_for(self, peer: config.Peer) -> ssl.SSLContext:
-        self._contexts[f"towards {peer.name}"] = context = self._client_context(peer)
-        return context
-
-    def _client_context(self, peer: config.Peer) -> ssl.SSLContext:
-        own, policy = self.config.listeners.node, tls.Policy(self.config.listeners.node.tls)
-        if peer.kind == "plain":
-            # A foreign key manager may know no post-quantum group; nodes of ours always do.
-            own, policy = self.config.listeners.plain or own, tls.Policy.COMPATIBLE
-        return tls.client_context(tls.Credentials(own.cert, own.key, own.ca), policy)
-
-    def _build_link(self, peer: config.Peer) -> None:
-        ledger = self.vault.ledger
-        device = self._device_keys(peer, peer.device) if peer.device is not None else None
-        own_keys = OneTimeKeys(peer.name, ledger, self._clock)
-        peer_keys: Supply[OneTimeKey] = Supply(
-            # Paper A exchanges a key for every message when it is sent, so it keeps none ready.
-            f"one-time keys of {peer.name}",
-            *((0, 0) if self._paper_a else (KEM_LOW, KEM_HIGH)),
-        )
-        self.links[peer.name] = SealedLink(
-            me=self.config.name,
-            peer=peer.name,
-            mode=Mode.EXPANDED if self._paper_a else Mode(peer.mode),
-            epoch=ledger.incarnation[:8],
-            ledger=ledger,
-            clock=self._clock,
-            peer_keys=peer_keys,
-            own_keys=own_keys,
-            device=device,
-            suite=Suite.PAPER_A if self._paper_a else Suite.HKDF_SHA384,
-        )
-        call = self.peers.call
-        self.refills[peer.name] = Refill(
-            peer=peer.name,
-            call=lambda name, body: call(name, "refill", body),
-            signer=self.identity,
-            anchors=self.federation,
-            clock=self._clock,
-            peer_keys=peer_keys,
-            own_keys=own_keys,
-            device=device,
-        )
-
-    def _device_keys(self, peer: config.Peer, end: config.DeviceEnd) -> DeviceKeys:
-        credentials = tls.Credentials(end.cert, end.key, end.ca)
-        limits = {"key_size": end.key_size}
-        if end.max_key_per_request:
-            limits["max_key_per_request"] = end.max_key_per_request
-        context = tls.client_context(credentials, tls.Policy(end.tls))
-        self._contexts[f"towards the device of {peer.name}"] = context
-        device = Device(
-            end.url,
-            context,
-            peer_sae=end.peer_sae,
-            limits=limits,
-            method=end.method,
-        )
-        self._devices.append(device)
-        self._stack.push_async_callback(device.close)
-        return DeviceKeys(
-            peer=peer.name,
-            owner=end.own_sae,
-            device=device,
-            ledger=self.vault.ledger,
-            clock=self._clock,
-            key_size=end.key_size,
-            low=self.config.prefetch.low,
-            high=self.config.prefetch.high,
-            ahead=not self._paper_a,
-        )
-
     def _build_relay(self) -> None:
-        settings, view = self.config, self.config.network
-        self.network = Network(
-            view.nodes,
-            [Edge(link.a, link.b, link.kind, link.mode) for link in view.links],
-            view.saes,
-            {name: foreign.node for name, foreign in view.foreign.items()},
-            view.costs,
-        )
+        settings = self.config
+        self.network = _network(settings.network)
         self.site = Site(
             name=settings.name,
             ledger=self.vault.ledger,
@@ -319,19 +230,18 @@ class Node:
 
     def _mint(self) -> Mint:
         """Profile `paper-a` hands out the local device's keys; everything else makes its own."""
-        if self._paper_a and self._devices:
-            return DeviceMint(self._devices[0])
+        if self._paper_a and (devices := self.neighbourhood.devices()):
+            return DeviceMint(devices[0])
         return OwnMint(self.entropy, self._clock)
 
     async def _load(self) -> None:
         await self.pairing.start()
         await self.gossip.start()
-        for link in self.links.values():
-            await link.start()
+        await self.neighbourhood.load()
         await self.origin.start()
 
     async def _serve(self, sockets: Mapping[str, socket.socket]) -> None:
-        kernel = Kernel(self.relay, self.settlement, self.refills, self.gossip)
+        kernel = Kernel(self.relay, self.settlement, self.neighbourhood.refills, self.gossip)
         turns = Turns(self.admission, time.monotonic)
         delivery: sae.Delivery = self.activity
         if self.audit is not None:
@@ -343,7 +253,7 @@ class Node:
             self.status, self.trace, self.replace_entropy, self.origin.probe
         ).application()
         ControlPages(self).add_to(operators)
-        Pages(LocalSource(self.network, self.status, self.trace)).add_to(operators)
+        Pages(LocalSource(lambda: self.network, self.status, self.trace)).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
             "sae": (saes.answer, sae.render, Bounds()),
             "admin": (operators, admin.render, Bounds()),
@@ -363,19 +273,17 @@ class Node:
 
     def _neighbour_ports(self, kernel: Kernel, turns: Turns) -> dict[str, peering.NodePort]:
         """One port for all neighbours, or one for ours and one for foreign key managers."""
-        peers, apart = self.config.peers, self.config.listeners.plain is not None
-        foreign = [peer for peer in peers if peer.kind == "plain"]
-        callbacks = {peer.name: (peer.callback or peer.url).rstrip("/") + PATHS["ack"] for peer in foreign}
-        drafts = frozenset(peer.name for peer in foreign if peer.dialect == "draft-0.4")
-        kinds: dict[str, dict[str, peering.PeerKind]] = {"node": {}, **({"plain": {}} if apart else {})}
-        for peer in peers:
-            kind = peering.PeerKind.PLAIN if peer in foreign else peering.PeerKind.SEALED
-            kinds["plain" if apart and peer in foreign else "node"][peer.name] = kind
+        around = self.neighbourhood
         return {
             name: peering.NodePort(
-                kernel, served, callbacks, drafts=drafts, federation=self.federation, turns=turns
+                kernel,
+                served,
+                around.callbacks,
+                drafts=around.drafts,
+                federation=self.federation,
+                turns=turns,
             )
-            for name, served in kinds.items()
+            for name, served in around.kinds.items()
         }
 
     def _run(self) -> None:
@@ -383,8 +291,7 @@ class Node:
         spawn(self.gossip.run(), "gossip")
         spawn(self._sweep(), "sweep")
         spawn(Holdings(self.admission, self.vault.ledger).run(), "holdings")
-        for name, refill in self.refills.items():
-            spawn(refill.run(), f"refill {name}")
+        self.neighbourhood.run(self._tasks.start)
         if self.monitor is not None:
             self.monitor.instruments = self._instruments()
             spawn(self.monitor.instruments.watch(), "lag")
@@ -397,7 +304,7 @@ class Node:
             outbox=self.outbox,
             links=self.links,
             peers=self.peers,
-            names=[peer.name for peer in self.config.peers],
+            names=self.neighbourhood.names,
             ledger=self.vault.ledger,
             activity=self.activity,
             certificates=watched_certificates(self.config),
@@ -425,23 +332,86 @@ class Node:
 
     # ------------------------------------------------------------------ reload and stop
 
-    def reload(self, fresh: config.NodeConfig) -> tuple[list[str], list[str], list[str]]:
-        """Take over certificates, limits and admission of a configuration, for all that comes from now on.
+    async def reload(self, operator: str = "") -> dict[str, list[str]]:
+        """Read the configuration and all certificates again, for all that comes from now on.
 
         Returns what changed, what could not be loaded and stays as it was, and what needs a restart.
+        Raises ConfigError, and nothing has changed, if the configuration has mistakes.
         """
-        certificates, refused = tls.reload(self._contexts)
-        names = [field.name for field in fields(fresh)]
-        other = [name for name in names if getattr(fresh, name) != getattr(self.config, name)]
-        taken = [name for name in other if name in ("limits", "admission")]
-        restart = [name for name in other if name not in taken]
-        if self._saes is not None:
-            self._saes.limits = fresh.limits
-        self.admission.use(fresh.admission)
-        self.config = replace(self.config, limits=fresh.limits, admission=fresh.admission)
-        changed = [f"certificate of the {name}" if name.endswith("port") else name for name in certificates]
-        self._note("changed", part="reload", what=[*changed, *taken], refused=refused, restart=restart)
-        return [*changed, *taken], refused, restart
+        async with self._reloading:
+            fresh = await asyncio.to_thread(config.load, self.config.file)
+            outcome = Outcome()
+            taken, outcome.restart = differences(self.config, fresh)
+            self._reload_certificates(outcome)
+            if {"peers", "network"} & {*taken}:
+                taken = await self._reload_network(fresh, taken, outcome)
+            if self._saes is not None:
+                self._saes.limits = fresh.limits
+            limits = fresh.limits
+            self.site.settings = replace(
+                self.site.settings, key_size=limits.key_size, max_key_count=limits.max_key_count
+            )
+            self.site.policy = fresh.policy
+            self.admission.use(fresh.admission)
+            levels.usually(fresh.log.level)
+            self.config = replace(self.config, **{name: getattr(fresh, name) for name in taken})
+            if {"policy", "network"} & {*taken}:
+                await self.origin.reconsider()
+            outcome.changed += [name for name in taken if name != "peers"]
+            told = outcome.plain()
+            self._note("changed", part="reload", operator=operator, **told)
+            if self.audit is not None:
+                await keeping.tell_of_changes(self.audit, self.config, self.vault.ledger)
+        log.warning("reloaded", operator=operator, **told)
+        return told
+
+    def _reload_certificates(self, outcome: Outcome) -> None:
+        changed, refused = tls.reload({**self._contexts, **self.neighbourhood.contexts})
+        outcome.changed += [
+            f"certificate of the {each}" if each.endswith("port") else each for each in changed
+        ]
+        outcome.kept += refused
+        own = self.config.listeners.node
+        try:
+            anchors = Anchors.load(_read(own.ca))
+            fresh = Identity.load(_read(own.cert), _read(own.key))
+            if fresh.der != self.identity.der:
+                self.identity.renew(fresh)
+                self.gossip.hurry()  # others must know what descriptors and statements are signed with
+        except ConfigError as error:
+            outcome.kept.append(f"who this node is and whom it believes: {error.cause}")
+            return
+        if anchors != self.federation.anchors:
+            self.federation.change(anchors, self.config.network.nodes)
+            outcome.changed.append("CAs of nodes that are believed")
+
+    async def _reload_network(
+        self, fresh: config.NodeConfig, taken: list[str], outcome: Outcome
+    ) -> list[str]:
+        """Neighbours and routes, which belong together. Returns what was taken over."""
+        known, linked = set(self.neighbourhood.names), set(self.links)
+        try:
+            plan = await self.neighbourhood.prepare(fresh.peers)
+        except ConfigError as error:
+            outcome.kept.append(f"peers and network: {error.cause}")
+            return [name for name in taken if name not in ("peers", "network")]
+        nodes = fresh.network.nodes
+        self.federation.change(self.federation.anchors, nodes)
+        self.directory.change(nodes)
+        over = self.neighbourhood.take_over(plan)
+        self.network = self.site.view = _network(fresh.network)
+        self.site.foreign = _foreign(fresh)
+        self.relay.detours = Detours(self.site.name, self.network)
+        for name in linked - self.links.keys():
+            self.gossip.leave(name)
+        for name in self.links.keys() - linked:
+            self.gossip.join(name)
+        if self.monitor is not None and self.monitor.instruments is not None:
+            self.monitor.instruments.names = self.neighbourhood.names
+            self.monitor.instruments.certificates = watched_certificates(fresh)
+        outcome.changed += plan.words(known)
+        await self.neighbourhood.let_go(plan, over)
+        return taken
 
     async def stop(self) -> None:
         """Close the ports, let requests finish, stop the tasks, close the ledger."""
@@ -526,6 +496,16 @@ def prepare(settings: config.NodeConfig) -> list[str]:
     opened = vault.create_root(settings.store)
     opened.root.wipe()
     return [f"root secret kept by {opened.kind}, grade {opened.grade.value}", *opened.warnings]
+
+
+def _network(view: config.NetworkView) -> Network:
+    return Network(
+        view.nodes,
+        [Edge(link.a, link.b, link.kind, link.mode) for link in view.links],
+        view.saes,
+        {name: foreign.node for name, foreign in view.foreign.items()},
+        view.costs,
+    )
 
 
 def _settings(settings: config.NodeConfig) -> Settings:

@@ -409,6 +409,22 @@ class Origin:
         self._go_around(batch, batch.deadline)
         return False
 
+    async def reconsider(self) -> None:
+        """The policy or the network is another: what lies ready must be what a request would get today."""
+        taken = {ref for pool in list(self.pools) for ref in self.pools.empty(pool)}
+        if taken:
+            rows = [row for row in await self._site.ledger.deliverable() if row.ref in taken]
+            self._offer(sorted((row for row in rows if self._still_there(row)), key=lambda row: row.ref))
+        self._stock.let_go()
+
+    def _still_there(self, row: Row) -> bool:
+        """Whether the applications of a key are where it was sent."""
+        try:
+            legs = self._site.legs(row.targets)
+        except NoSuchTarget:
+            return False
+        return legs.keys() - {self._site.name} == row.legs.keys()
+
     async def tend(self) -> None:
         """Void keys that lie idle, at both ends; restock pools that had to wait. Called every second."""
         for pool, extra in self.pools.surplus(self._site.clock.now()):

@@ -339,11 +339,13 @@ class Settlement:
 
     async def refused(self, message: Message, answer: Answer) -> None:
         """The neighbour kept nothing: the leg has failed. For an ack or a void there is nothing to undo."""
+        link = self.site.links.get(message.peer)  # a reload may have taken it away meanwhile
         if message.sealed and answer.status == Tampered.status:
-            self.site.link(message.peer).doubt()
+            if link is not None:
+                link.doubt()
             self.doubted(message.refs)
-        elif message.sealed:
-            self.site.link(message.peer).recheck()
+        elif message.sealed and link is not None:
+            link.recheck()
         await self._give_up(message, void=False)
 
     async def lapsed(self, message: Message) -> None:

@@ -83,6 +83,11 @@ class Shelves:
             return block
         return []
 
+    def empty(self, pool: Pool) -> list[Ref]:
+        """All that lies there; nothing afterwards."""
+        shelf = self._shelves.pop(pool, None)
+        return [] if shelf is None else [ref for block in shelf.blocks for ref in block]
+
     def remove(self, row: Row) -> bool:
         """A key that ended before a master took it; False if it does not lie here."""
         shelf = self._shelves.get(pool_of(row))

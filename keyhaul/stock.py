@@ -35,6 +35,11 @@ class _Hand:
         """Keys that may be given until Unix time `expires`."""
         self._keys.extend((expires, key) for key in keys)
 
+    def drop(self) -> None:
+        """Wipe all."""
+        while self._keys:
+            self._keys.popleft()[1].bits.wipe()
+
     def give(self, number: int, now: float) -> list[Delivered]:
         """All of `number` keys, or none; what is too old by now is let go of."""
         keys = self._keys
@@ -58,6 +63,11 @@ class Stock:
         """Keys that a request could have at once."""
         hand = self._hands.get(pool)
         return self._pools.count(pool) + (len(hand) if hand is not None else 0)
+
+    def let_go(self) -> None:
+        """What was taken out and not asked for is burned: the rules it was made under may not hold."""
+        for hand in self._hands.values():
+            hand.drop()
 
     async def take(self, pool: Pool, number: int) -> list[Delivered]:
         """All of `number` keys, or none: then they have to be made."""

@@ -33,9 +33,14 @@ class Tasks:
         if self._stopped:
             work.close()
             return
+        self.start(work, name)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """As `spawn`, for work that may have to be cancelled before the end."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -19,6 +19,7 @@ from keyhaul.cli import (
     init,
     log,
     operator,
+    reload,
     sae,
     testbed,
 )
@@ -35,6 +36,7 @@ app = typer.Typer(
 init.register(app)
 agent.register(app)
 operator.register(app)
+reload.register(app)
 backup.register(app)
 demo.register(app)
 doctor.register(app)

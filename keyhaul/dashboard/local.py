@@ -21,11 +21,11 @@ TREND = 60.0  # seconds over which the use of a link is measured
 
 
 class LocalSource:
-    """`status` and `trace` are the node's own; see `dashboard.source.Source`."""
+    """`network` gives the one of the moment; `status` and `trace` are the node's own; see `Source`."""
 
     def __init__(
         self,
-        network: Network,
+        network: Callable[[], Network],
         status: Callable[[], Awaitable[Json]],
         trace: Callable[[UUID], Awaitable[Sequence[Json]]],
     ) -> None:
@@ -34,7 +34,7 @@ class LocalSource:
         self._trace = trace
 
     async def network(self) -> Json:
-        return picture(self._network)
+        return picture(self._network())
 
     async def snapshot(self) -> Json:
         return summed_up([await self._status()], time.time())
@@ -43,7 +43,7 @@ class LocalSource:
         return await self._trace(key_id)
 
     async def route(self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]) -> Json:
-        return explained(self._network, source, destination, avoid)
+        return explained(self._network(), source, destination, avoid)
 
     async def devices(self) -> Sequence[Json]:
         return []

@@ -1,4 +1,4 @@
-"""What operators change while a node runs, over its admin port: how much it logs. Never bits.
+"""What operators change while a node runs, over its admin port: its configuration, and how much it logs.
 
 Whoever may come to the port may do it; the log and the audit log say who did.
 """
@@ -13,11 +13,17 @@ from aiohttp import web
 
 from keyhaul.edge.admin import PREFIX, answer
 from keyhaul.edge.server import caller_of, read_body
-from keyhaul.errors import Malformed
+from keyhaul.errors import ConfigError, Malformed, Refused
 
 
 class Controls(Protocol):
     """What the node does about it; `operator` is the name in the caller's certificate."""
+
+    async def reload(self, operator: str) -> Mapping[str, Any]:
+        """Read configuration and certificates again: what changed, stayed as it was, needs a restart.
+
+        Raises ConfigError, and nothing has changed, for a configuration with mistakes.
+        """
 
     def log_level(self) -> Mapping[str, Any]:
         """The level in force, for how long, and the one after it."""
@@ -39,8 +45,18 @@ class ControlPages:
 
     def add_to(self, application: web.Application) -> None:
         """The routes."""
+        application.router.add_post(f"{PREFIX}/reload", self.reload)
         application.router.add_get(f"{PREFIX}/log", self.log_level, allow_head=False)
         application.router.add_put(f"{PREFIX}/log", self.use_log_level)
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """As SIGHUP does; 400 with every mistake, and the last good configuration stays in force."""
+        try:
+            return answer(200, await self._controls.reload(caller_of(request)))
+        except ConfigError as error:
+            raise Refused(
+                f"not reloaded, the last good configuration stays: {error.cause}", error.remedy
+            ) from None
 
     async def log_level(self, request: web.Request) -> web.Response:
         """Which lines are written now."""

@@ -8,7 +8,7 @@ stored. `render` turns every error into a problem document.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from enum import StrEnum
 from typing import Protocol
 
@@ -82,7 +82,7 @@ class NodePort:
         peers: Mapping[str, PeerKind],
         callbacks: Mapping[str, str],
         *,
-        drafts: frozenset[str] = frozenset(),
+        drafts: Set[str] = frozenset(),
         federation: Federation | None = None,
         turns: Turns | None = None,
     ) -> None:

@@ -47,6 +47,8 @@ _IDLE_SECONDS = BOUNDS.idle / 2  # so that it is we who close idle connections, 
 class HttpPeers(Peers):
     """Neighbours by name, each with its base URL (`https://host:port`) and a TLS context for it.
 
+    The mapping is looked at for every message; after a change of it `hang_up`.
+
     `connect_seconds` bounds name lookup, TCP and TLS; `answer_seconds` a whole exchange. At most
     `connections` are open to one neighbour. Use it inside one event loop and `close` it there.
     """
@@ -106,6 +108,12 @@ class HttpPeers(Peers):
         """Close all connections; a later call opens new ones."""
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
+            await session.close()
+
+    async def hang_up(self, peer: str) -> None:
+        """Close the connections to one neighbour; a later message opens new ones, to where it is then."""
+        session = self._sessions.pop(peer, None)
+        if session is not None:
             await session.close()
 
     def _base(self, peer: str) -> str:

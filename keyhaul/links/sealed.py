@@ -123,6 +123,10 @@ class SealedLink:
         if self._device is not None:
             await self._device.start()
 
+    def succeed(self, old: SealedLink) -> None:
+        """Take the place of a link with the same neighbour: what it accepted is a repetition here, too."""
+        self._claims, self._claimed, self._peer_epoch = old._claims, old._claimed, old._peer_epoch
+
     def level(self) -> int | None:
         """Bits of device key ready for sending; None on a `pqc` link."""
         return None if self._device is None else self._device.level()

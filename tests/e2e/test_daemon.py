@@ -285,7 +285,7 @@ def test_a_reload_shows_new_certificates_and_limits_and_keeps_the_last_good(tmp_
             cert.write_text("no certificate")
             said = await reloaded("reloaded")
             assert "sae port" in str(said["kept_as_it_was"])
-            assert said["needs_a_restart"] == ["prefetch"]
+            assert said["needs_a_restart"] == ["prefetch.low"]
             assert await most() == 128
 
     asyncio.run(scene())

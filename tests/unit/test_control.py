@@ -317,6 +317,48 @@ async def line() -> dict[str, Post]:
     return net
 
 
+def test_a_neighbour_that_joins_hears_everything_and_one_that_left_nothing() -> None:
+    async def story() -> None:
+        net: dict[str, Post] = {}
+        Post("vigo", "lab", ["bilbao"], net)
+        Post("bilbao", "north", ["vigo"], net)
+        derio = Post("derio", "north", [], net)
+        for post in net.values():
+            await post.pairing.start()
+            await post.gossip.start()
+        tasks = [asyncio.ensure_future(net[name].gossip.run()) for name in ("vigo", "bilbao")]
+        await asyncio.sleep(5)
+        assert derio.heard == []
+        net["bilbao"].gossip.join("derio")
+        await asyncio.sleep(5)
+        assert derio.directory.nodes() == ["bilbao", "vigo"]
+        net["bilbao"].gossip.leave("derio")
+        net["bilbao"].gossip.leave("nobody")
+        derio.heard.clear()
+        await net["vigo"].gossip.announce()
+        await asyncio.sleep(5)
+        assert ("vigo", "vigo") in {each[:2] for each in net["bilbao"].heard}
+        assert derio.heard == []
+        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(story())
+
+
+def test_another_network_makes_a_directory_forget_whom_it_does_not_hold() -> None:
+    held = directory()
+    for name, domain in DOMAINS.items():
+        held.receive(record(Identity(name, domain), node=name, domain=domain), NOW)
+    held.change({"vigo": "lab", "bilbao": "elsewhere"})
+    assert held.nodes() == ["vigo"]
+    with pytest.raises(Tampered):
+        held.receive(record(Identity("derio", "north"), node="derio", domain="north"), NOW)
+    held.change(DOMAINS)
+    assert held.receive(record(Identity("derio", "north"), node="derio", domain="north"), NOW) is not None
+
+
 def test_descriptors_reach_everyone_and_nobody_hears_its_own() -> None:
     async def story() -> None:
         net = await line()
