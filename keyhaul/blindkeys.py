@@ -16,20 +16,27 @@ import structlog
 from keyhaul.config import BlindConfig
 from keyhaul.control import Directory, PublicKey
 from keyhaul.errors import Unavailable, Unsupported
+from keyhaul.keys import Secret
+from keyhaul.messages.payload import Scheme
 from keyhaul.notice import NOTICE
 from keyhaul.ports import Clock, Ledger
 from keyhaul.schemes.bfv import DENSE, DENSE_25, PROFILES, Bfv, EveryProfile
 from keyhaul.schemes.blind import Blind
 from keyhaul.schemes.keyring import KeyRing
 from keyhaul.schemes.sealkeys import SealKeys
+from keyhaul.whispers import OVERHEAD, Whispers
 
+NAMES = ("blind", "blind-fresh")
 SPACE = "bfv/destination"
 STREAK = 8  # refusals under one key until the next is made
 LEAST_LIFE = 60.0  # seconds between two keys, however many refusals there are
 
+Aside = Callable[[Callable[[], None]], None]
+
 _BY_SETTING = {"dense": DENSE, "dense-25": DENSE_25}
 
 if TYPE_CHECKING:
+    from keyhaul.schemes.dense import Polynomial
     from keyhaul.schemes.seal import Seal
 
 log = structlog.get_logger("keyhaul.blind")
@@ -78,7 +85,7 @@ class BlindKeys:
 
     def refused(self, scheme: str) -> None:
         """Count a refusal; from the eighth under one key on, have the next made."""
-        if scheme != "blind":
+        if scheme not in NAMES:
             return
         self._refusals += 1
         if self._refusals < STREAK or self._clock.now() < self._since + LEAST_LIFE:
@@ -108,25 +115,34 @@ class SealWhenNeeded(SealKeys):
     def encrypt(self, public: bytes, plain: bytes) -> tuple[bytes, bytes]:
         return self._whole.encrypt(public, plain)
 
+    def zero(self, public: bytes) -> tuple[Polynomial, Polynomial]:
+        return self._whole.zero(public)
+
     def decrypt(self, secret: bytes, upper: bytes, rest: bytes) -> bytes:
         return self._whole.decrypt(secret, upper, rest)
 
 
 def build(
-    settings: BlindConfig, ledger: Ledger, clock: Clock, directory: Directory
-) -> tuple[Blind | None, BlindKeys | None]:
-    """The scheme as configured, and this node's keys for it; no keys where the library is missing.
+    settings: BlindConfig,
+    ledger: Ledger,
+    clock: Clock,
+    directory: Directory,
+    whispers: Whispers,
+    aside: Aside | None = None,
+) -> tuple[list[Scheme], BlindKeys | None]:
+    """The schemes as configured, and this node's keys for them; no keys where the library is missing.
 
-    Says in the log what the authors of the method state about a patent, and what is missing.
+    `aside` does what may be done later. Says in the log what the authors of the method state about a patent,
+    and what is missing.
     """
     if not settings.enabled:
-        return None, None
+        return [], None
     log.warning("scheme blind is enabled", patent_notice=NOTICE)
     try:
         bfv = _library(settings)
     except Unsupported as error:
         log.error("scheme blind: this node only relays it", cause=error.cause, remedy=error.remedy)
-        return Blind(), None
+        return [Blind()], None
     ring = KeyRing(bfv)
 
     def announced(destination: str) -> bytes:
@@ -135,13 +151,31 @@ def build(
         names = [key.profile for key in known.descriptor.keys if key.profile in _NAMES]
         return known.key(names[0] if names else bfv.profile.name, now).public
 
-    return Blind(bfv, announced, ring.own), BlindKeys(ring, ledger, clock)
+    schemes: list[Scheme] = [Blind(bfv, announced, ring.own)]
+    if settings.rerandomise:
+        schemes.append(_fresh(bfv, announced, ring.own, whispers, aside))
+    return schemes, BlindKeys(ring, ledger, clock)
+
+
+def _fresh(
+    bfv: EveryProfile,
+    public: Callable[[str], bytes],
+    own: Callable[[bytes], Secret | None],
+    whispers: Whispers,
+    aside: Aside | None,
+) -> Scheme:
+    from keyhaul.schemes.fresh import Fresh, Notes
+
+    fresh = Fresh(bfv, public, own, Notes(whispers.seal, whispers.unseal, OVERHEAD))
+    if aside is not None:
+        fresh.zeros.aside = aside
+    return fresh
 
 
 _NAMES = {profile.name for profile in PROFILES.values()}
 
 
-def _library(settings: BlindConfig) -> Bfv:
+def _library(settings: BlindConfig) -> EveryProfile:
     """SEAL for keys of the configured profile here and of any profile elsewhere. Raises Unsupported."""
     own = _BY_SETTING[settings.profile]
     every: dict[int, Bfv] = {profile.id: SealWhenNeeded(profile) for profile in PROFILES.values()}

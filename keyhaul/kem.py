@@ -19,6 +19,7 @@ from keyhaul.messages import labels
 
 SECRET_BYTES = 32
 _SEED_768, _PUBLIC_768 = 64, 1184
+_SEALING = hpke.Suite(hpke.KEM.MLKEM768, hpke.KDF.HKDF_SHA384, hpke.AEAD.AES_256_GCM)
 _HPKE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA384, hpke.AEAD.AES_256_GCM)
 
 
@@ -38,6 +39,8 @@ KEMS = {
 """Profile ids; FIPS 203 table 3, RFC 7748, and the AEAD tag of HPKE's ciphertext."""
 
 DEFAULT = "ml-kem-768"
+SEAL_OVERHEAD = KEMS[DEFAULT].ciphertext + 16
+"""Bytes that `seal` adds: encapsulation and AEAD tag."""
 
 
 class PrivateKey:
@@ -74,6 +77,15 @@ class PrivateKey:
             raise Tampered from None
         return secret
 
+    def unseal(self, sealed: bytes) -> bytes:
+        """What `seal` was given. Raises Tampered."""
+        if self.kem != DEFAULT:
+            raise Tampered
+        try:
+            return bytes(_SEALING.decrypt(sealed, self._key, labels.NOTE))
+        except (InvalidTag, ValueError):
+            raise Tampered from None
+
 
 def generate(kem: str) -> bytes:
     """The seed of a new key pair, from the operating system."""
@@ -97,3 +109,13 @@ def encapsulate(kem: str, public: bytes) -> tuple[bytes, bytes]:
         return secret, _HPKE.encrypt(secret, both, labels.HYBRID_KEM)
     except ValueError:
         raise Malformed(f"this is no public key of {kem!r}") from None
+
+
+def seal(public: bytes, said: bytes) -> bytes:
+    """A message for the holder of an `ml-kem-768` key (HPKE, RFC 9180). Raises Malformed if it is none."""
+    if len(public) != _PUBLIC_768:
+        raise Malformed("this is no public key of 'ml-kem-768'")
+    try:
+        return _SEALING.encrypt(said, mlkem.MLKEM768PublicKey.from_public_bytes(public), labels.NOTE)
+    except ValueError:
+        raise Malformed("this is no public key of 'ml-kem-768'") from None

@@ -67,6 +67,7 @@ from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
 from keyhaul.tasks import Tasks, WallClock
+from keyhaul.whispers import Whispers
 
 SWEEP_EVERY = 1.0  # seconds
 
@@ -178,11 +179,11 @@ class Node:
     def _build_schemes(self) -> None:
         settings, ledger, wanted = self.config, self.vault.ledger, self.config.schemes
         schemes: list[Scheme] = [Trusted(), Masked(once=wanted.masked.form == "batch")]
-        blind, self.blind_keys = blindkeys.build(wanted.blind, ledger, self._clock, self.directory)
-        if self._paper_a:
-            schemes = [PaperA()]
-        elif blind is not None:
-            schemes.append(blind)
+        whispers = Whispers(self.directory, self._clock)
+        blind, self.blind_keys = blindkeys.build(
+            wanted.blind, ledger, self._clock, self.directory, whispers, self._tasks.aside
+        )
+        schemes = [PaperA()] if self._paper_a else [*schemes, *blind]
         self.schemes = {scheme.name: scheme for scheme in schemes}
         self.pairing = Pairing(
             self.identity,
@@ -195,6 +196,7 @@ class Node:
             labels=("pq",) if settings.listeners.node.tls == "pq" and not self._paper_a else (),
             others=[self.blind_keys] if self.blind_keys is not None else [],
         )
+        whispers.own = self.pairing.own_key
 
     def _build_relay(self) -> None:
         settings = self.config

@@ -177,6 +177,10 @@ class Pairing:
                     await asyncio.wait_for(news.wait(), deadline - now)
             self._directory.get(node, self._clock.now())
 
+    def own_key(self, kind: str, wanted: bytes) -> kem.PrivateKey | None:
+        """This node's KEM key of an id, None when it has none (any more)."""
+        return self._keys.get(kind, wanted)
+
     def refused(self, scheme: str) -> None:
         """Keys that came under `scheme` were not what their origin sent."""
         for other in self._others:

@@ -150,7 +150,11 @@ def _absent(site: Site, hops: tuple[str, ...], name: str) -> Iterator[str]:
     for node in hops:
         if not site.pairing.takes_part(node, name):
             yield f"node {node} does not take part in it"
-        elif name == "blind" and node in (hops[0], hops[-1]) and not site.pairing.has_key(node, "bfv-"):
+        elif (
+            name.startswith("blind")
+            and node in (hops[0], hops[-1])
+            and not site.pairing.has_key(node, "bfv-")
+        ):
             yield f"node {node} relays it only, for it has no BFV key"
 
 

@@ -38,7 +38,7 @@ from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.letters import Letters
 from keyhaul.messages import confirming, etsi020, receipts, tracecontext
 from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys
-from keyhaul.messages.payload import NO_PAIR, Context, Payload, Scheme
+from keyhaul.messages.payload import NO_PAIR, Context, Payload, Scheme, renewing
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Change, Grant, Opened
@@ -329,6 +329,7 @@ class Relay:
         pad_in = opened.pad(scheme.pad_bytes(wrapping.payload))
         wrapping = replace(wrapping, payload=scheme.transit(wrapping.payload, pad_in, None))
         took = _receipt(scheme, context, wrapping.payload)
+        wrapping = await self._renewed(scheme, wrapping)
         patience = min(wrapping.deadline, now + HOP_PATIENCE)
         grant, message = await self._hand_on(scheme, wrapping, hop, context.destination, patience, peer)
         passed = _receipt(scheme, context, wrapping.payload)
@@ -354,6 +355,13 @@ class Relay:
         if took:
             self.receipted(rows[0])
         self._outbox.send(message)
+
+    async def _renewed(self, scheme: Scheme, wrapping: Wrapping) -> Wrapping:
+        """The bare payload in another form, where the scheme has its relays re-randomise."""
+        if (by := renewing(scheme)) is None:
+            return wrapping
+        context = wrapping.context
+        return replace(wrapping, payload=await _apart(scheme, context, by.renew, wrapping.payload, context))
 
     async def _arrive(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
         """The destination: last pad off, origin checked, keys held; then, and only then, the ack."""
@@ -545,7 +553,7 @@ def _told(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 async def _apart(scheme: Scheme, context: Context, work: Callable[..., _Result], *given: object) -> _Result:
-    """What an end of a path computes, off the loop where it may take longer than 5 ms."""
+    """What a scheme computes besides pads, off the loop where it may take longer than 5 ms."""
     if scheme.heavy and context.size // 8 * len(context.key_ids) > HEAVY:
         return await asyncio.to_thread(work, *given)
     return work(*given)
@@ -558,7 +566,10 @@ def _relayed(batch: Batch) -> Ack:
 
 def _receipt(scheme: Scheme, context: Context, bare: Payload) -> bytes:
     """What follows a payload along its path; nothing where nobody vouches for it (`paper-a`)."""
-    return receipts.digest(context, bare) if scheme.authenticated else b""
+    if not scheme.authenticated:
+        return b""
+    by = renewing(scheme)
+    return receipts.digest(context, bare if by is None else by.steady(bare))
 
 
 _OUTCOMES = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import structlog
@@ -27,6 +28,16 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._hand = ThreadPoolExecutor(1, "aside")
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do `work` in another thread when its turn comes. May be called in any thread."""
+        if not self._stopped:
+            self._hand.submit(work).add_done_callback(self._done)
+
+    def _done(self, work: Future[None]) -> None:
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.error("work aside failed", error=type(error).__name__)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run `work` on its own; after `stop` it is dropped, for the disk remembers what is owed."""
@@ -55,3 +66,4 @@ class Tasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._hand.shutdown, cancel_futures=True)

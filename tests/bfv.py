@@ -99,6 +99,9 @@ class Watched:
     def encrypt(self, public: bytes, plain: bytes) -> tuple[bytes, bytes]:
         return self.inner.encrypt(public, plain)
 
+    def zero(self, public: bytes) -> tuple[Polynomial, Polynomial]:
+        return self.inner.zero(public)
+
     def decrypt(self, secret: bytes, upper: bytes, rest: bytes) -> bytes:
         self.decryptions += 1
         return self.inner.decrypt(secret, upper, rest)

@@ -253,10 +253,14 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class BlindConfig:
-    """Whether this node takes part in scheme `blind`, and the profile of the BFV keys it announces."""
+    """Whether this node takes part in scheme `blind`, and the profile of the BFV keys it announces.
+
+    `rerandomise`: whether it takes part in `blind-fresh` as well.
+    """
 
     enabled: bool = False
     profile: Literal["dense", "dense-25"] = "dense"
+    rerandomise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +278,7 @@ class MaskedConfig:
 class SchemesConfig:
     """How keys are kept from relays. `default`: where a request names no scheme."""
 
-    default: Literal["auto", "trusted", "masked", "blind"] = "auto"
+    default: Literal["auto", "trusted", "masked", "blind", "blind-fresh"] = "auto"
     blind: BlindConfig = BlindConfig()
     masked: MaskedConfig = MaskedConfig()
 

@@ -18,7 +18,7 @@ from keyhaul.kem import DEFAULT, KEMS
 from keyhaul.notice import NOTICE
 from keyhaul.policy import LABELS_KNOWN, PathPolicy, Rule
 
-DEFAULTS = ("auto", "trusted", "masked", "blind")
+DEFAULTS = ("auto", "trusted", "masked", "blind", "blind-fresh")
 PROFILES = ("dense", "dense-25")
 LIBRARIES = ("seal", "numpy")
 """What the ends of scheme `blind` need; relays need neither."""
@@ -38,11 +38,13 @@ def read_schemes(table: Section) -> model.SchemesConfig:
         ),
     )
     masked.done()
-    if default == "blind" and not blind.enabled:
+    on = {"blind": blind.enabled, "blind-fresh": blind.enabled and blind.rerandomise}
+    if not on.get(default, True):
+        wanted = "enabled = true" if default == "blind" else "enabled = true, rerandomise = true"
         table.report(
             "default",
-            'default is "blind", which is not enabled',
-            "set blind = { enabled = true }, or change it",
+            f'default is "{default}", which is not enabled',
+            f"set blind = {{ {wanted} }}, or change it",
         )
     table.done()
     return config
@@ -50,12 +52,15 @@ def read_schemes(table: Section) -> model.SchemesConfig:
 
 def _blind(table: Section) -> model.BlindConfig:
     blind = model.BlindConfig(
-        enabled=table.flag("enabled", False), profile=cast(Any, table.choice("profile", PROFILES, "dense"))
+        enabled=table.flag("enabled", False),
+        profile=cast(Any, table.choice("profile", PROFILES, "dense")),
+        rerandomise=table.flag("rerandomise", False),
     )
     if blind.enabled:
         table.report("enabled", f"patent notice: {NOTICE}", "read it before you go on", warning=True)
         if missing := missing_libraries():
             cause = f"{missing} cannot be imported: this node relays scheme blind but is no end of it"
+            cause += ", and takes no part in blind-fresh" if blind.rerandomise else ""
             table.report("enabled", cause, "install keyhaul with the extra 'blind'", warning=True)
     table.done()
     return blind

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 from uuid import UUID
 
 import msgspec
@@ -108,6 +108,21 @@ class Scheme(Protocol):
 
     def deliver(self, payload: Payload, context: Context, pair: Pair) -> list[Secret]:
         """At the destination, all pads off: the keys. Raises Tampered before anything is stored."""
+
+
+class Renewing(Protocol):
+    """A scheme whose relays re-randomise what passes them."""
+
+    def renew(self, payload: Payload, context: Context) -> Payload:
+        """At a relay, no pad on: another form of the same keys. Raises Malformed or Unavailable."""
+
+    def steady(self, payload: Payload) -> Payload:
+        """What honest relays leave alone, for receipts."""
+
+
+def renewing(scheme: Scheme) -> Renewing | None:
+    """The scheme, if it is one of these."""
+    return cast(Renewing, scheme) if hasattr(scheme, "renew") else None
 
 
 def origin_tag(pair: Pair, context: Context, *parts: bytes) -> bytes:

@@ -18,6 +18,9 @@ from keyhaul.messages import labels
 from keyhaul.messages.envelope import tag
 from keyhaul.messages.payload import Context, Payload
 
+RENEWED = frozenset({"blind-fresh"})
+"""Schemes whose relays change what they pass on, so that a receipt covers only what stays."""
+
 
 def digest(context: Context, payload: Payload) -> bytes:
     """16 bytes that stand for a payload without pads and for its context.
@@ -87,7 +90,14 @@ def _follow(
 
 def _arrived(origin: Mapping[str, Any], by_node: Mapping[str, Any], destination: str) -> Finding:
     row = by_node[destination]
-    if "deliverable" not in [step["state"] for step in row["history"]]:
+    refused = "deliverable" not in [step["state"] for step in row["history"]]
+    if refused and row["scheme"] in RENEWED:
+        return Finding(
+            (),
+            f"{destination} refused what arrived; relays of {row['scheme']} change ciphertexts, "
+            "and receipts do not follow those",
+        )
+    if refused:
         return Finding((origin["node"], destination), f"{destination} refused what arrived as it was sent")
     if origin["legs"][destination] == "failed":
         return Finding(

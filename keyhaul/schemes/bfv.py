@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from keyhaul.errors import Malformed
+
+if TYPE_CHECKING:
+    from keyhaul.schemes.dense import Polynomial  # brings numpy, which relays of `blind` do without
 
 COEFFICIENTS = 1024
 CHUNK_BYTES = COEFFICIENTS // 8  # key bytes that one ciphertext hides
@@ -77,6 +80,9 @@ class Bfv(Protocol):
         `rest` does not depend on the plaintext. Raises Malformed if the public key is none.
         """
 
+    def zero(self, public: bytes) -> tuple[Polynomial, Polynomial]:
+        """A whole encryption of zero; no coefficient of the first is q - 1. Raises Malformed as above."""
+
     def decrypt(self, secret: bytes, upper: bytes, rest: bytes) -> bytes:
         """The plaintext. Raises Malformed for a wrong length or a coefficient out of range.
 
@@ -101,6 +107,9 @@ class EveryProfile:
 
     def encrypt(self, public: bytes, plain: bytes) -> tuple[bytes, bytes]:
         return self._of(public).encrypt(public, plain)
+
+    def zero(self, public: bytes) -> tuple[Polynomial, Polynomial]:
+        return self._of(public).zero(public)
 
     def decrypt(self, secret: bytes, upper: bytes, rest: bytes) -> bytes:
         return self._own.decrypt(secret, upper, rest)

@@ -53,6 +53,14 @@ class Seal(SealKeys):
             seconds.append(dense.pack(second, self.profile))
         return b"".join(uppers), b"".join((*lowers, *seconds))
 
+    def zero(self, public: bytes) -> tuple[Polynomial, Polynomial]:
+        """A whole encryption of zero whose first polynomial has no coefficient q - 1."""
+        encryptor = self._encryptor(public)
+        while True:
+            first, second = _words(encryptor.encrypt_zero().to_string(), 2)
+            if int(first.max()) < self.profile.q - 1:
+                return first, second
+
     def _zero(self, encryptor: Any, count: int) -> tuple[Bits, Bits, Polynomial]:
         """Quarters of the first `count` coefficients, and the second polynomial, of an encryption of zero.
 

@@ -21,7 +21,7 @@ from keyhaul.keys import Secret
 from keyhaul.letters import Letters
 from keyhaul.messages import confirming
 from keyhaul.messages.etsi020 import AckStatus
-from keyhaul.messages.payload import TAG_BYTES, Context, Pair, Payload
+from keyhaul.messages.payload import TAG_BYTES, Context, Pair, Payload, Scheme
 from keyhaul.messages.wrapping import Wrapping
 from keyhaul.ports import Opened
 from keyhaul.relay import Relay
@@ -184,7 +184,14 @@ def turn(relay: Relay, attack: Attack) -> Cheat:
     """Make an honest relay cheat from now on, where it passes payloads on; its own keys are left alone."""
     cheat = Cheat(relay, attack)
     relay._pass_on = cheat.pass_on  # type: ignore[method-assign]
+    if attack is not Attack.LISTEN:
+        relay._renewed = _as_it_is  # type: ignore[method-assign]
     return cheat
+
+
+async def _as_it_is(scheme: Scheme, wrapping: Wrapping) -> Wrapping:
+    """A cheat of a scheme that re-randomises adds nothing but what its attack says."""
+    return wrapping
 
 
 def _key_bytes(context: Context) -> int:

@@ -160,13 +160,13 @@ def test_relays_that_keep_all_they_see_have_no_bit_of_a_masked_or_blind_key(
 
     async def scene() -> None:
         cheats = dict.fromkeys(relays, Attack.LISTEN)
-        settings = {"schemes": {"blind": {"enabled": True}}}
+        settings = {"schemes": {"blind": {"enabled": True, "rerandomise": True}}}
         async with Testbed(topology, tmp_path / "testbed", cheats=cheats, settings=settings) as testbed:
             every = set(range(NUMBER))
             trusted = await scanned(testbed, ends, "trusted")
             assert {relay: trusted[relay] for relay in relays} == dict.fromkeys(relays, every)
             assert trusted["wire"] == set(), "TLS and envelopes hide them even so"
-            for scheme in ("masked", "blind"):
+            for scheme in ("masked", "blind", "blind-fresh"):
                 found = await scanned(testbed, ends, scheme)
                 assert [relay for relay in relays if found[relay]] == []
                 assert found["wire"] == set()

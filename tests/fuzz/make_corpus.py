@@ -157,7 +157,12 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "example": _json("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
             "later": _json("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"),
         },
-        "payload": {"short": bytes(80), "blind": bytes(32 + 16 + 32 + 2176) + trailer},
+        "payload": {
+            "short": bytes(80),
+            "blind": bytes(32 + 16 + 32 + 2176) + trailer,
+            "fresh": bytes(32 + 16 + 512 + 2176) + trailer + bytes(2),
+            "fresh-noted": bytes(32 + 16 + 512 + 2176 + 3824) + trailer + b"\0\1",
+        },
         "pair_statement": {
             name: pack([pack(["vigo", "bilbao", name, name.encode(), bytes(size), *times]), b"signature"])
             for name, size, times in (

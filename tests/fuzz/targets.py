@@ -29,7 +29,7 @@ from keyhaul.messages import envelope, etsi014, etsi020, problems, tracecontext
 from keyhaul.messages.confirming import proofs_of
 from keyhaul.messages.envelope import Material
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
-from keyhaul.messages.payload import Context, Pair, Payload
+from keyhaul.messages.payload import Context, Pair, Payload, Scheme, renewing
 from keyhaul.messages.wrapping import Wrapping, name, unwrap, wrap
 from keyhaul.pairing import Pairing
 from keyhaul.policy import Limits
@@ -59,6 +59,22 @@ PAIR = Pair(bytes(16), Secret(bytes(32)))
 KEM_KEYS = {name: kem.PrivateKey(name, bytes(96 if "+" in name else 64)) for name in kem.KEMS}
 """One destination key of each kind, always the same."""
 MATERIAL = Material(bytes(32), bytes(64), bytes(32))
+
+
+def _fresh() -> list[Scheme]:
+    """Scheme `blind-fresh`, which has a library to lose; none where that is missing."""
+    if importlib.util.find_spec("seal") is None or importlib.util.find_spec("numpy") is None:
+        return []
+    from keyhaul.schemes.fresh import Fresh, Notes
+    from keyhaul.schemes.seal import Seal
+
+    bfv, key = Seal(), KEM_KEYS[kem.DEFAULT]
+    public, secret = bfv.generate()
+    notes = Notes(lambda _, said: kem.seal(key.public, said), key.unseal, kem.SEAL_OVERHEAD)
+    return [Fresh(bfv, lambda _: public, lambda _: Secret(secret), notes)]
+
+
+FRESH = _fresh()
 
 
 class StoppedClock:
@@ -264,9 +280,12 @@ def _parts(found: Wrapping) -> object:
 def payload(data: bytes) -> None:
     """A payload with all pads off, in each scheme; only the origin's own is taken."""
     taken = 0
-    for scheme in (Trusted(), Masked(), Blind()):
+    for scheme in (Trusted(), Masked(), Blind(), *FRESH):
         forged = Payload(scheme.name, data[:16], data)
         try:
+            if (by := renewing(scheme)) is not None:
+                by.steady(forged)
+                by.renew(forged, CONTEXT)
             scheme.transit(forged, None, bytes(scheme.pad_bytes(forged)))
             scheme.deliver(forged, CONTEXT, PAIR)
         except KeyhaulError:

@@ -19,7 +19,7 @@ from keyhaul.testbed.faults import ATTACKS, Attack, Cheat, turn
 from tests.sim.dialogue import all_rows, past
 from tests.sim.world import World, world_clock
 
-SCHEMES = ("trusted", "masked", "blind", "paper-a")
+SCHEMES = ("trusted", "masked", "blind", "blind-fresh", "paper-a")
 LINE = [("a", "b", "qkd"), ("b", "c", "pqc")]
 RING = [*LINE, ("a", "d", "pqc"), ("d", "c", "pqc")]
 """From a to c the way is over b, and there is another one."""
@@ -131,7 +131,7 @@ class Scene:
 async def prepared(links: list[tuple[str, str, str]], scheme: str) -> World:
     """A world whose nodes know all schemes; b too can make BFV ciphertexts, as an attacker would."""
     world = World(1, links, saes={"sae-a-other": "a"}, scheme=scheme, request_timeout=PATIENCE)
-    world.blind = dict.fromkeys(world.nodes, BlindConfig(enabled=True))
+    world.blind = dict.fromkeys(world.nodes, BlindConfig(enabled=True, rerandomise=True))
     world.more = [PaperA()]
     await world.start()
     await world.ask("a", "c", number=2)  # a network in use: pair secrets are known

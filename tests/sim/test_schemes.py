@@ -22,7 +22,7 @@ from tests.sim.dialogue import LINE, all_rows
 from tests.sim.world import World, world_clock
 
 BLIND = {"keyhaul_scheme": "blind"}
-ON = BlindConfig(enabled=True)
+ON = BlindConfig(enabled=True, rerandomise=True)
 
 
 def told(
@@ -72,7 +72,13 @@ async def nothing_was_sent(world: World) -> None:
 
 @pytest.mark.parametrize("number", [1, 5, 64])  # more would compute in a thread, which has real time
 @pytest.mark.parametrize(
-    ("scheme", "relays"), [("trusted", "none"), ("masked", "computational"), ("blind", "computational")]
+    ("scheme", "relays"),
+    [
+        ("trusted", "none"),
+        ("masked", "computational"),
+        ("blind", "computational"),
+        ("blind-fresh", "computational"),
+    ],
 )
 def test_every_scheme_brings_the_same_bits_and_says_what_it_promises(
     scheme: str, relays: str, number: int

@@ -46,6 +46,7 @@ from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
 from keyhaul.testbed.history import History
+from keyhaul.whispers import Whispers
 from tests.sim.disk import Disk, SimLedger
 from tests.sim.parts import DevicePair, SimAnchors, SimClock, SimSigner, world_clock
 from tests.sim.watching import Watched, committed, contents
@@ -150,8 +151,9 @@ class SimNode:
         clock = SimClock(self.name, world.faults.wrong)
         directory = Directory(anchors, world.network.domains)
         wanted = world.blind.get(self.name, BlindConfig())
-        blind, keys = blindkeys.build(wanted, self.ledger, clock, directory)
-        schemes: list[Scheme] = [Trusted(), Masked(once=world.once), *([blind] if blind else []), *world.more]
+        whispers = Whispers(directory, clock)
+        blind, keys = blindkeys.build(wanted, self.ledger, clock, directory, whispers)
+        schemes: list[Scheme] = [Trusted(), Masked(once=world.once), *blind, *world.more]
         self.honest = {each.name: Watched(each, world, self.name) for each in schemes}
         self.pairing = Pairing(
             signer,
@@ -164,6 +166,7 @@ class SimNode:
             labels=("pq",) if self.name not in world.classic else (),
             others=[keys] if keys is not None else [],
         )
+        whispers.own = self.pairing.own_key
         self.links: dict[str, SealedLink] = {}
         self.refills: dict[str, Refill] = {}
         for edge in world.edges:

@@ -14,9 +14,11 @@ from keyhaul.blindkeys import LEAST_LIFE, SPACE, STREAK, BlindKeys, build
 from keyhaul.config import BlindConfig
 from keyhaul.control import Descriptor, Directory, publish
 from keyhaul.errors import StoreUnavailable, Unavailable, Unsupported
+from keyhaul.messages.payload import Scheme
 from keyhaul.schemes.blind import NOTICE
 from keyhaul.schemes.keyring import EPOCH, OVERLAP, KeyRing
 from keyhaul.stores.memory import MemoryLedger
+from keyhaul.whispers import Whispers
 from tests.neighbours import Anchors, Identity
 from tests.unit.test_keyring import Counter
 from tests.unit.test_pairing import Clock
@@ -161,13 +163,23 @@ def described(*keys: Any) -> Directory:
     return directory
 
 
+def made(
+    wanted: BlindConfig,
+    ledger: MemoryLedger | None = None,
+    clock: Clock | None = None,
+    directory: Directory | None = None,
+) -> tuple[list[Scheme], BlindKeys | None]:
+    ledger, clock, directory = ledger or MemoryLedger(), clock or Clock(), directory or described()
+    return build(wanted, ledger, clock, directory, Whispers(directory, clock))
+
+
 def test_it_is_off_unless_enabled_and_then_says_the_notice() -> None:
     with capture_logs() as logs:
-        assert build(BlindConfig(), MemoryLedger(), Clock(), described()) == (None, None)
+        assert made(BlindConfig()) == ([], None)
     assert logs == []
     with capture_logs() as logs:
-        scheme, _ = build(BlindConfig(enabled=True), MemoryLedger(), Clock(), described())
-    assert scheme is not None
+        schemes, _ = made(BlindConfig(enabled=True))
+    assert [scheme.name for scheme in schemes] == ["blind"]
     assert logs[0]["patent_notice"] == NOTICE
 
 
@@ -177,8 +189,8 @@ def test_without_its_library_a_node_relays_only_and_says_so(monkeypatch: pytest.
 
     monkeypatch.setattr(blindkeys, "_library", missing)
     with capture_logs() as logs:
-        scheme, keys = build(BlindConfig(enabled=True), MemoryLedger(), Clock(), described())
-    assert scheme is not None
+        schemes, keys = made(BlindConfig(enabled=True, rerandomise=True))
+    assert [scheme.name for scheme in schemes] == ["blind"], "without a library nothing is re-randomised"
     assert keys is None
     assert "only relays" in logs[-1]["event"]
 
@@ -193,14 +205,12 @@ def test_an_origin_encrypts_for_whatever_profile_the_destination_announces(
     async def story() -> None:
         clock, ledger = Clock(), MemoryLedger()
         there = BlindConfig(True, profile)  # type: ignore[arg-type]
-        destination, keys = build(there, ledger, clock, described())
+        (destination,), keys = made(there, ledger, clock)
         assert keys is not None
-        assert destination is not None
         await keys.start()
         await keys.rotate()
         directory = described(*keys.announced(clock.now()))
-        origin, _ = build(BlindConfig(enabled=True), MemoryLedger(), clock, directory)
-        assert origin is not None
+        (origin,), _ = made(BlindConfig(enabled=True), MemoryLedger(), clock, directory)
         context = vouched(number=3)
         from keyhaul.keys import Secret
 

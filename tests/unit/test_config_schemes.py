@@ -17,7 +17,7 @@ from tests.unit.test_config import NETWORK, NODE
 TABLE = """
 [schemes]
 default = "blind"
-blind = { enabled = true, profile = "dense-25" }
+blind = { enabled = true, profile = "dense-25", rerandomise = true }
 masked = { kem = "ml-kem-768+x25519", form = "batch" }
 
 [[policy]]
@@ -47,7 +47,7 @@ def test_nothing_of_it_is_on_by_default(tmp_path: Path) -> None:
 def test_full_tables_become_values(tmp_path: Path) -> None:
     read = config.load(node_file(tmp_path, TABLE))
     assert read.schemes == config.SchemesConfig(
-        "blind", config.BlindConfig(True, "dense-25"), config.MaskedConfig("ml-kem-768+x25519", "batch")
+        "blind", config.BlindConfig(True, "dense-25", True), config.MaskedConfig("ml-kem-768+x25519", "batch")
     )
     assert read.policy.rules == (
         Rule("sae-vigo-*", "sae-[ab]", frozenset({"relay-blind", "pq"})),
@@ -78,6 +78,12 @@ def test_a_missing_library_is_a_warning_and_no_error(tmp_path: Path, monkeypatch
     ("table", "said"),
     [
         ('[schemes]\ndefault = "blind"', 'default is "blind", which is not enabled'),
+        ('[schemes]\ndefault = "blind-fresh"', "rerandomise = true"),
+        (
+            '[schemes]\ndefault = "blind-fresh"\nblind = { enabled = true }',
+            'default is "blind-fresh", which is not enabled',
+        ),
+        ("[schemes]\nblind = { enabled = true, rerandomize = true }", "did you mean 'rerandomise'"),
         ('[schemes]\ndefault = "masks"', "did you mean 'masked'"),
         ('[schemes]\nblind = { profile = "dense-26", enabled = false }', "dense-25"),
         ("[schemes]\nblind = { enabled = 1 }", "true or false"),

@@ -58,6 +58,7 @@ def story(path: str = "abcd") -> list[dict[str, Any]]:
                 "took": "11" if at else "",
                 "passed": {} if last else {path[-1]: "11"},
                 "created": 100.0 + at,
+                "scheme": "masked",
                 "history": [{"state": "deliverable", "at": 105.0}],
             }
         )
@@ -117,6 +118,17 @@ def test_a_destination_that_refuses_what_fits_is_named_with_the_origin() -> None
     rows = story()
     rows[3]["history"] = [{"state": "failed", "at": 105.0}]
     assert suspects(rows) == ("a", "d")
+
+
+def test_where_relays_change_ciphertexts_nobody_is_blamed_for_what_receipts_cannot_see() -> None:
+    rows = [{**row, "scheme": "blind-fresh"} for row in story()]
+    assert "all receipts" in judge(rows, list("abcd"))[0].reason
+    rows[3]["history"] = [{"state": "failed", "at": 105.0}]
+    (finding,) = judge(rows, list("abcd"))
+    assert finding.suspects == ()
+    assert "relays of blind-fresh change ciphertexts" in finding.reason
+    rows[2]["took"] = "22"
+    assert suspects(rows) == ("b", "c"), "tag, name and context are followed all the same"
 
 
 def test_a_lost_acknowledgement_and_a_circle_are_told_as_such() -> None:

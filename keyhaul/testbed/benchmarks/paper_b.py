@@ -16,7 +16,18 @@ from keyhaul.schemes.seal_whole import SealWhole
 from keyhaul.testbed.benchmarks import paper_b_network, paper_b_noise, paper_b_report
 from keyhaul.testbed.benchmarks.paper_b_pairs import fresh_pairs
 from keyhaul.testbed.benchmarks.paper_b_results import Run
-from keyhaul.testbed.benchmarks.paper_b_ways import DENSE_, LEAN, MODULO, PAPER, Case, Found, Way, ways
+from keyhaul.testbed.benchmarks.paper_b_ways import (
+    DENSE_,
+    INITIAL,
+    LEAN,
+    MODULO,
+    PAPER,
+    Case,
+    Found,
+    Way,
+    timed,
+    ways,
+)
 from keyhaul.testbed.benchmarks.report import Report
 from keyhaul.testbed.benchmarks.stage import Say
 
@@ -76,6 +87,10 @@ def _noise(found: Run, hops: Sequence[int], published: Sequence[int]) -> None:
         fhe.close()
     if LEAN not in found.missing:
         bfv = SealWhole()
+        made = Found()
+        public, _ = bfv.generate()
+        timed(lambda: bfv.zero(public), made, INITIAL, CALLS)
+        found.zeros = made.seconds[INITIAL]
         found.noise[LEAN] = paper_b_noise.lean(hops, bfv)
         found.noise[MODULO] = paper_b_noise.modulo(hops, bfv)
         found.noise[DENSE_] = paper_b_noise.quartered(hops, bfv)

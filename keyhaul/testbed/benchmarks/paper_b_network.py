@@ -12,12 +12,23 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from keyhaul.config.schemes import missing_libraries
 from keyhaul.edge.client import SaeClient
 from keyhaul.edge.peer import BOUNDS
 from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import KeyhaulError
 from keyhaul.testbed.benchmarks.paper_b_results import Run
-from keyhaul.testbed.benchmarks.paper_b_ways import DENSE_, EPOCH, LEAN, MASKED, PAPER, ROUTE, XOR, Case
+from keyhaul.testbed.benchmarks.paper_b_ways import (
+    DENSE_,
+    EPOCH,
+    FRESH,
+    LEAN,
+    MASKED,
+    PAPER,
+    ROUTE,
+    XOR,
+    Case,
+)
 from keyhaul.testbed.benchmarks.stage import Say, stage
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.processes import Process
@@ -28,6 +39,7 @@ SCHEMES = {
     PAPER: "blind-paper",
     LEAN: "blind-lean",
     DENSE_: "blind",
+    FRESH: "blind-fresh",
     MASKED: "masked-batch",
     EPOCH: "masked",
 }
@@ -46,7 +58,8 @@ class PublishedTestbed(Testbed):
 async def measure(run: Run, journeys: Mapping[int, int], say: Say) -> None:
     """`journeys`: how often, by keys a request. What a profile cannot deliver is noted with the reason."""
     topology = named("tecnalia").with_devices("instant")
-    settings = {"delivery": {"pool": 0}}
+    blind = {} if missing_libraries() else {"enabled": True, "rerandomise": True}
+    settings = {"delivery": {"pool": 0}, "schemes": {"blind": blind}}
     async with stage(topology, settings=settings, say=say, kind=PublishedTestbed) as on:
         await on.rest(*ROUTE)
         near, far = (

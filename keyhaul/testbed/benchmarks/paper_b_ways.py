@@ -1,7 +1,8 @@
 """One message over a path, profile by profile: the five steps of paper B §6 timed, payload and link bits.
 
 `XOR` is scheme `trusted`; `paper`, `lean`, `dense` are the profiles of homomorphic relays, `masked` and
-`masked, epoch` the two forms of that scheme. `dense mod q` is the hop of `dense` as published (unpack,
+`masked, epoch` the two forms of that scheme. `re-randomised` is `blind-fresh`, whose relays
+each add an encryption of zero that was made ahead. `dense mod q` is the hop of `dense` as published (unpack,
 add q/2, pack), which `dense` itself replaces by an XOR; it has no other step. Link keys are ready made.
 """
 
@@ -16,24 +17,27 @@ from uuid import UUID
 
 import numpy as np
 
+from keyhaul import kem
 from keyhaul.errors import Unsupported
 from keyhaul.keys import Secret
 from keyhaul.messages.payload import Context, Pair, Payload, Scheme
 from keyhaul.openfhe import OpenFhe, Timed
 from keyhaul.schemes import dense
-from keyhaul.schemes.bfv import COEFFICIENTS, DENSE
+from keyhaul.schemes.bfv import COEFFICIENTS, DENSE, Bfv
 from keyhaul.schemes.blind import Blind
+from keyhaul.schemes.fresh import Fresh, Notes
 from keyhaul.schemes.keyring import KeyRing
 from keyhaul.schemes.lean import Lean
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.seal_whole import SealWhole
 from keyhaul.schemes.trusted import Trusted
+from keyhaul.schemes.zeros import Zeros
 
 INITIAL, UNDO, REDO, HOP, FINAL = "initial XOR", "undo XOR", "redo XOR", "hop", "final undo XOR"
 STEPS = (INITIAL, UNDO, REDO, HOP, FINAL)
 XOR, PAPER, LEAN, DENSE_, MODULO = "XOR", "paper", "lean", "dense", "dense mod q"
-MASKED, EPOCH = "masked", "masked, epoch"
-PROFILES = (XOR, PAPER, LEAN, DENSE_, MODULO, MASKED, EPOCH)
+FRESH, MASKED, EPOCH = "re-randomised", "masked", "masked, epoch"
+PROFILES = (XOR, PAPER, LEAN, DENSE_, FRESH, MODULO, MASKED, EPOCH)
 
 ROUTE = ("zone-1", "zone-2", "zone-3", "zone-4", "zone-5")
 PAIR = Pair(b"pair id of 16 B.", Secret(bytes(range(32))))
@@ -107,6 +111,7 @@ class SchemeWay:
         found.pad = scheme.pad_bytes(sent)
         one, other = os.urandom(found.pad), os.urandom(found.pad)
         under, after = scheme.transit(sent, None, one), scheme.transit(sent, None, other)
+        after = self._further(after, other, context)
         found.payload += [len(each.head) + len(each.body) for each in (under, after)]
 
         def initial() -> Payload:
@@ -120,13 +125,56 @@ class SchemeWay:
             INITIAL: initial,
             UNDO: lambda: scheme.transit(under, one, None),
             REDO: lambda: scheme.transit(sent, None, other),
-            HOP: lambda: scheme.transit(under, one, other),
+            HOP: lambda: self._hop(under, one, other, context),
             FINAL: lambda: opened(after, other),
         }
         check(opened(initial(), one), keys)
-        check(opened(scheme.transit(under, one, other), other), keys)
+        check(opened(self._hop(under, one, other, context), other), keys)
         for step, call in steps.items():
             timed(call, found, step, rounds)
+
+    def _hop(self, payload: Payload, one: bytes, other: bytes, context: Context) -> Payload:
+        return self._scheme.transit(payload, one, other)
+
+    def _further(self, payload: Payload, pad: bytes, context: Context) -> Payload:
+        """As it arrives over all relays of the route, all under the same pad."""
+        for _ in context.route[1:-1]:
+            payload = self._hop(payload, pad, pad, context)
+        return payload
+
+
+class FreshWay(SchemeWay):
+    """Relays that re-randomise, with zeros that are ready; payloads on the first and the last link."""
+
+    def __init__(self, fresh: Fresh) -> None:
+        super().__init__(fresh, Agreed())
+        self._fresh = fresh
+
+    def _hop(self, payload: Payload, one: bytes, other: bytes, context: Context) -> Payload:
+        bare = self._fresh.transit(payload, one, None)
+        return self._fresh.transit(self._fresh.renew(bare, context), None, other)
+
+
+class SameZeros(Zeros):
+    """Always the same few: what is measured is using them. Nowhere else may that be."""
+
+    def __init__(self, bfv: Bfv) -> None:
+        super().__init__(bfv)
+        self._made: dict[int, tuple[dense.Polynomial, dense.Polynomial]] = {}
+
+    def take(self, public: bytes, number: int) -> tuple[dense.Polynomial, dense.Polynomial]:
+        if number not in self._made:
+            self._made[number] = super().take(public, number)
+        return self._made[number]
+
+
+def fresh_of(bfv: Bfv, ring: KeyRing) -> Fresh:
+    """Origin, relays and destination in one, with a KEM key for the notes."""
+    key = kem.PrivateKey(kem.DEFAULT, kem.generate(kem.DEFAULT))
+    notes = Notes(lambda _, said: kem.seal(key.public, said), key.unseal, kem.SEAL_OVERHEAD)
+    fresh = Fresh(bfv, lambda _: ring.announced(0.0), ring.own, notes)
+    fresh.zeros = SameZeros(bfv)
+    return fresh
 
 
 class PaperWay:
@@ -199,12 +247,13 @@ def ways(pairs: Pairs) -> tuple[dict[str, Way], dict[str, str]]:
     try:
         bfv = SealWhole()
     except Unsupported as reason:
-        missing |= dict.fromkeys((LEAN, DENSE_), str(reason))
+        missing |= dict.fromkeys((LEAN, DENSE_, FRESH), str(reason))
     else:
         ring = KeyRing(bfv)
         ring.activate(ring.prepare(0.0))
         found[LEAN] = SchemeWay(Lean(bfv, lambda _: ring.announced(0.0), ring.own), Agreed())
         found[DENSE_] = SchemeWay(Blind(bfv, lambda _: ring.announced(0.0), ring.own), Agreed())
+        found[FRESH] = FreshWay(fresh_of(bfv, ring))
     found[MODULO] = ModuloWay()
     found[MASKED] = SchemeWay(Masked(once=True), pairs)
     found[EPOCH] = SchemeWay(Masked(), Agreed())
