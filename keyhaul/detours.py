@@ -10,7 +10,7 @@ from collections import defaultdict
 from functools import lru_cache
 
 from keyhaul.errors import NoRoute
-from keyhaul.site import View
+from keyhaul.site import Obstacles, View
 
 LASTING = 60.0
 """Seconds a way that failed is avoided: a relay that went on to drop costs one failed attempt in each."""
@@ -25,13 +25,17 @@ class Detours:
         self._failed: defaultdict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
         self._detour = lru_cache(1024)(self._find)  # asked for with every request
 
-    def way(self, destination: str, now: float) -> tuple[str, ...]:
-        """The nodes to go over. Raises NoRoute, when there is no way at all."""
+    def way(self, destination: str, now: float, avoid: Obstacles = frozenset()) -> tuple[str, ...]:
+        """The nodes to go over, none of `avoid` among them or their links.
+
+        Raises NoRoute, when there is no way at all.
+        """
         if avoided := self._lately(destination, now):
-            if found := self._detour(destination, avoided):
+            if found := self._detour(destination, avoided, avoid):
                 return found
-            self._failed.pop(destination, None)
-        return self._view.hops(self._me, destination)
+            if not avoid:
+                self._failed.pop(destination, None)
+        return self._view.hops(self._me, destination, avoid)
 
     def failed(self, hops: tuple[str, ...], now: float) -> None:
         """Keys that went this way did not arrive, or did not arrive in time."""
@@ -39,15 +43,17 @@ class Detours:
 
     def other(self, hops: tuple[str, ...], now: float) -> bool:
         """Whether there is a way to the end of `hops` besides these and those that failed lately."""
-        return self._detour(hops[-1], self._lately(hops[-1], now) | {hops}) is not None
+        return self._detour(hops[-1], self._lately(hops[-1], now) | {hops}, frozenset()) is not None
 
     def avoided(self, now: float) -> list[tuple[str, ...]]:
         """What operators may want to see."""
         return [hops for destination in list(self._failed) for hops in self._lately(destination, now)]
 
-    def _find(self, destination: str, avoided: frozenset[tuple[str, ...]]) -> tuple[str, ...] | None:
+    def _find(
+        self, destination: str, failed: frozenset[tuple[str, ...]], avoid: Obstacles
+    ) -> tuple[str, ...] | None:
         try:
-            return self._view.detour(self._me, destination, avoided).hops
+            return self._view.detour(self._me, destination, failed, avoid).hops
         except NoRoute:
             return None
 

@@ -3,7 +3,8 @@
 Labels name promises: `relay-blind` (no relay can read the key), `its-wire` (one-time pads of device bits on
 every link), `qkd` (devices on every link), `pq` (post-quantum key exchange on every link). Those that a
 request insists on and those of the configuration's policy hold for the whole path, or nothing is sent, and
-the error names each hop and what it lacks. Those that are only wished for are honoured where they can be.
+the error names each hop and what it lacks (`keyhaul.ways` looks for another path first). Those that are only
+wished for are honoured where they can be.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from keyhaul.control import BASELINE
-from keyhaul.errors import ExtensionRefused, KeyhaulError, NoRoute
-from keyhaul.messages.payload import Scheme
+from keyhaul.errors import ExtensionRefused, KeyhaulError, NoRoute, Refused
+from keyhaul.messages.payload import Context, Scheme
 from keyhaul.site import Site
 
 MOST_TOLD = 4  # hops in one error
@@ -47,7 +48,7 @@ def choose_scheme(site: Site, hops: tuple[str, ...], ask: Ask) -> Scheme:
     What the request names comes first, then the node's default, then, if labels are asked for, `masked`.
     `blind` is never chosen without being named, by the request or as the default.
     """
-    names = _candidates(site, hops, ask)
+    names = candidates(site, hops, ask)
     for labels in (ask.demanded | ask.wished, ask.demanded):
         for name in names:
             if not _lacking(site, hops, name, labels):
@@ -58,7 +59,7 @@ def choose_scheme(site: Site, hops: tuple[str, ...], ask: Ask) -> Scheme:
 def needs_descriptors(site: Site, hops: tuple[str, ...], ask: Ask) -> bool:
     """Whether the choice rests on what nodes of the path say of themselves."""
     asked = "pq" in ask.demanded | ask.wished
-    return asked or any(name not in BASELINE for name in _candidates(site, hops, ask) if name in site.schemes)
+    return asked or any(name not in BASELINE for name in candidates(site, hops, ask) if name in site.schemes)
 
 
 def refuse_plain(peer: str, site: Site, ask: Ask) -> None:
@@ -106,7 +107,51 @@ def joined(statements: Sequence[dict[str, str]]) -> dict[str, str]:
     return whole
 
 
-def _candidates(site: Site, hops: tuple[str, ...], ask: Ask) -> list[str]:
+def obstacles(
+    site: Site, hops: tuple[str, ...], name: str, labels: frozenset[str]
+) -> frozenset[str | tuple[str, str]] | None:
+    """The relays and links of a path that stand against a scheme and labels; None if no other path helps."""
+    scheme = site.schemes.get(name)
+    if scheme is None:
+        return None
+    found: set[str | tuple[str, str]] = {node for node, _ in _absent(site, hops, name)}
+    if found & {hops[0], hops[-1]}:
+        return None
+    for (a, b), promised in zip(itertools.pairwise(hops), _promised(site, hops, scheme), strict=True):
+        lacks = labels - promised
+        if "relay-blind" in lacks:
+            found.update(hops[1:-1])  # only a path without relays has it under this scheme
+        elif lacks:
+            found.add((a, b))
+    return frozenset(found)
+
+
+async def refuse_forbidden(site: Site, context: Context, peer: str, until: float) -> None:
+    """At relay and destination: the own [[policy]] for the applications of keys that another node sent.
+
+    A destination judges the whole path, as the origin vouches for it; a relay the scheme and its own two
+    hops, for it cannot check the rest. Waits until Unix `until` for descriptors. Raises Refused naming what
+    lacks what, Unavailable where that cannot be known yet.
+    """
+    labels = site.policy.demanded(context.initiator, context.targets)
+    scheme = site.schemes.get(context.scheme)
+    if not labels or scheme is None or site.name not in context.route[1:]:
+        return
+    hops = context.route
+    if context.destination != site.name:
+        hops = (peer, site.name, hops[hops.index(site.name) + 1])
+    if "pq" in labels:
+        await site.pairing.acquainted(hops, until)
+    if lacking := _unkept(site, hops, scheme, labels):
+        raise Refused(
+            f"the policy of {site.name} for these applications demands {', '.join(sorted(labels))}; "
+            f"scheme {scheme.name}: {_told(lacking)}",
+            f"send them under what it demands, or change [[policy]] at {site.name}",
+        )
+
+
+def candidates(site: Site, hops: tuple[str, ...], ask: Ask) -> list[str]:
+    """Names of schemes that could serve, the one that is preferred first."""
     if ask.insisted and ask.scheme is not None:
         return [ask.scheme]
     default = site.settings.scheme
@@ -118,8 +163,7 @@ def _candidates(site: Site, hops: tuple[str, ...], ask: Ask) -> list[str]:
 
 def _refusal(site: Site, hops: tuple[str, ...], names: list[str], ask: Ask) -> KeyhaulError:
     lacking = _lacking(site, hops, names[0], ask.demanded)
-    more = f", and {len(lacking) - MOST_TOLD} more" if len(lacking) > MOST_TOLD else ""
-    cause = f"scheme {names[0]}: {'; '.join(lacking[:MOST_TOLD])}{more}"
+    cause = f"scheme {names[0]}: {_told(lacking)}"
     asked = ask.insisted or any(label in text for label in ask.labels for text in lacking)
     if asked:
         return ExtensionRefused(cause, "ask for less, or for other targets")
@@ -128,34 +172,43 @@ def _refusal(site: Site, hops: tuple[str, ...], names: list[str], ask: Ask) -> K
     return NoRoute(cause, "enable there what is lacking, or change [[policy]] or [schemes] here")
 
 
+def _told(lacking: list[str]) -> str:
+    more = f", and {len(lacking) - MOST_TOLD} more" if len(lacking) > MOST_TOLD else ""
+    return "; ".join(lacking[:MOST_TOLD]) + more
+
+
 def _lacking(site: Site, hops: tuple[str, ...], name: str, labels: frozenset[str]) -> list[str]:
     """What stands against a scheme on a path, in words; empty if nothing does."""
     scheme = site.schemes.get(name)
     if scheme is None:
         here = ", ".join(site.schemes)
         return [f"node {site.name} does not take part in it (it does in {here})"]
-    found = list(_absent(site, hops, name))
-    if not labels:
-        return found
-    for (a, b), promised in zip(itertools.pairwise(hops), _promised(site, hops, scheme), strict=True):
-        if lacks := labels - promised:
-            found.append(f"hop {a} to {b} lacks {', '.join(sorted(lacks))}")
-    return found
+    found = [f"node {node} {words}" for node, words in _absent(site, hops, name)]
+    return [*found, *_unkept(site, hops, scheme, labels)] if labels else found
 
 
-def _absent(site: Site, hops: tuple[str, ...], name: str) -> Iterator[str]:
-    """Nodes of the path that do not play their part in a scheme that not every node has."""
+def _unkept(site: Site, hops: tuple[str, ...], scheme: Scheme, labels: frozenset[str]) -> list[str]:
+    """The hops that lack a label under a scheme, in words."""
+    return [
+        f"hop {a} to {b} lacks {', '.join(sorted(labels - promised))}"
+        for (a, b), promised in zip(itertools.pairwise(hops), _promised(site, hops, scheme), strict=True)
+        if labels - promised
+    ]
+
+
+def _absent(site: Site, hops: tuple[str, ...], name: str) -> Iterator[tuple[str, str]]:
+    """Nodes of the path that do not play their part in a scheme that not every node has, and why."""
     if name in BASELINE:
         return
     for node in hops:
         if not site.pairing.takes_part(node, name):
-            yield f"node {node} does not take part in it"
+            yield node, "does not take part in it"
         elif (
             name.startswith("blind")
             and node in (hops[0], hops[-1])
             and not site.pairing.has_key(node, "bfv-")
         ):
-            yield f"node {node} relays it only, for it has no BFV key"
+            yield node, "relays it only, for it has no BFV key"
 
 
 def _promised(site: Site, hops: tuple[str, ...], scheme: Scheme) -> list[frozenset[str]]:

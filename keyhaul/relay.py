@@ -42,9 +42,10 @@ from keyhaul.messages.payload import NO_PAIR, Context, Payload, Scheme, renewing
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Change, Grant, Opened
-from keyhaul.promise import NOTHING, Ask, choose_scheme, joined, needs_descriptors, refuse_plain, trust
+from keyhaul.promise import NOTHING, Ask, joined, refuse_forbidden, refuse_plain, trust
 from keyhaul.settlement import Settlement
 from keyhaul.site import Site
+from keyhaul.ways import choose
 
 CLOCK_SKEW = 300.0  # seconds another node's clock may run ahead of ours
 HOP_PATIENCE = 2.0  # seconds a relay waits for key material before it says 503
@@ -147,11 +148,9 @@ class Relay:
         foreign = self.site.foreign.get(destination)
         if foreign is not None:
             return self._prepare_plain(batch, destination, targets)
-        hops = batch.ways[destination] = self.detours.way(destination, self.site.clock.now())
         ask = self._asked(batch, targets)
-        if needs_descriptors(self.site, hops, ask):
-            await self.site.pairing.acquainted(hops, batch.deadline)
-        scheme = choose_scheme(self.site, hops, ask)
+        hops, scheme = await choose(self.site, self.detours, destination, ask, batch.deadline)
+        batch.ways[destination] = hops
         statement = trust(self.site, scheme, hops)
         context = Context(
             scheme=scheme.name,
@@ -307,7 +306,9 @@ class Relay:
         wrapping = replace(wrapping, deadline=min(wrapping.deadline, longest))
         if wrapping.context.expires > longest + CLOCK_SKEW:
             raise Malformed("the keys are to be kept for longer than this node keeps any", "lower ttl there")
-        self.site.quota.keys(peer, len(wrapping.context.key_ids), self.site.clock.now())
+        now = self.site.clock.now()
+        self.site.quota.keys(peer, len(wrapping.context.key_ids), now)
+        await refuse_forbidden(self.site, wrapping.context, peer, min(wrapping.deadline, now + HOP_PATIENCE))
         if wrapping.context.destination == self.site.name:
             await self._arrive(peer, wrapping, opened)
         else:

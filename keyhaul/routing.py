@@ -23,6 +23,7 @@ from keyhaul.errors import NoRoute, NoSuchTarget
 SYMBOLS: Mapping[str, str] = {"qkd": "=", "pqc": "-", "plain": "~"}
 COSTS: Mapping[str, float] = {"qkd": 1.0, "pqc": 2.0}
 
+_OF_LINKS = frozenset({"its-wire", "qkd"})  # labels that the configuration alone decides
 _HOP = 1e-6  # breaks ties of cost in favour of fewer hops; costs below 0.001 are refused by the configuration
 
 
@@ -103,21 +104,31 @@ class Network:
         kinds = tuple(self.edge(a, b).kind for a, b in itertools.pairwise(hops))
         return Route(hops, kinds, sum(self._costs[kind] for kind in kinds))
 
-    def hops(self, source: str, destination: str) -> tuple[str, ...]:
+    def hops(
+        self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]] = frozenset()
+    ) -> tuple[str, ...]:
         """The nodes from source to destination. Raises NoRoute."""
-        return self.route(source, destination).hops
+        return self.route(source, destination, avoid).hops
 
-    def detour(self, source: str, destination: str, failed: Iterable[tuple[str, ...]]) -> Route:
+    def detour(
+        self,
+        source: str,
+        destination: str,
+        failed: Iterable[tuple[str, ...]],
+        avoid: frozenset[str | tuple[str, str]] = frozenset(),
+    ) -> Route:
         """The cheapest of the ways that share fewest relays, and fewest links, with those that failed.
 
-        Raises NoRoute when every other way leads over all that failed.
+        Raises NoRoute when every other way leads over all that failed, or over what to avoid.
         """
-        self.route(source, destination)  # says it if there is none at all
+        self.route(source, destination, avoid)  # says it if there is none at all
         failed = list(failed)
         relays = {node for hops in failed for node in hops[1:-1]}
         links = {frozenset(pair) for hops in failed for pair in itertools.pairwise(hops)}
-        rest = self._graph.copy()
+        rest = self._without(avoid)
         for pair, edge in self._edges.items():
+            if not rest.has_edge(self._index[edge.a], self._index[edge.b]):
+                continue
             shared = sum(1 for node in pair if node in relays) + (pair in links)
             a, b = self._index[edge.a], self._index[edge.b]
             rest.update_edge(a, b, self._weight(edge.a, edge.b) + shared * self._everything)
@@ -144,6 +155,11 @@ class Network:
         """What each link on the way promises against wiretappers; nothing where there is no link."""
         edges = (self._edges.get(frozenset(pair)) for pair in itertools.pairwise(hops))
         return [edge.labels if edge else frozenset() for edge in edges]
+
+    def lacking(self, labels: frozenset[str]) -> frozenset[str | tuple[str, str]]:
+        """The links that cannot keep one of these labels against wiretappers."""
+        wanted = labels & _OF_LINKS
+        return frozenset((edge.a, edge.b) for edge in self._edges.values() if wanted - edge.labels)
 
     def home(self, sae_id: str) -> str:
         """The node that serves an SAE, or the gateway to it. Raises NoSuchTarget."""

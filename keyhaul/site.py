@@ -47,6 +47,10 @@ class ForeignPeer:
     dialect: Dialect = Dialect.V1_1_1
 
 
+Obstacles = frozenset[str | tuple[str, str]]
+"""Nodes and links that a way must not lead over."""
+
+
 class Way(Protocol):
     """A way through the network."""
 
@@ -63,11 +67,20 @@ class View(Protocol):
     def saes(self, node: str) -> list[str]:
         """The SAEs that a node serves, or is the gateway to."""
 
-    def hops(self, source: str, destination: str) -> tuple[str, ...]:
+    def hops(self, source: str, destination: str, avoid: Obstacles = frozenset()) -> tuple[str, ...]:
         """The nodes from source to destination. Raises NoRoute."""
 
-    def detour(self, source: str, destination: str, failed: Iterable[tuple[str, ...]]) -> Way:
+    def detour(
+        self,
+        source: str,
+        destination: str,
+        failed: Iterable[tuple[str, ...]],
+        avoid: Obstacles = frozenset(),
+    ) -> Way:
         """Another way than those that failed. Raises NoRoute."""
+
+    def lacking(self, labels: frozenset[str]) -> Obstacles:
+        """The links that cannot keep one of these labels, whatever their nodes say."""
 
     def picture(self, hops: tuple[str, ...]) -> str:
         """The path as people read it: `a=b-c`."""

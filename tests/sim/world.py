@@ -38,7 +38,7 @@ from keyhaul.minting import OwnMint
 from keyhaul.origin import Origin
 from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
-from keyhaul.policy import NO_POLICY
+from keyhaul.policy import NO_POLICY, PathPolicy
 from keyhaul.relay import Relay
 from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
@@ -197,7 +197,7 @@ class SimNode:
                 for name, gateway in world.foreign.items()
                 if gateway == self.name
             },
-            policy=world.policy,
+            policy=world.policies.get(self.name, world.policy),
         )
         self.outbox = Outbox(SimPeers(world, self.name), clock, self.spawn)
         self.settlement = Settlement(self.site, self.outbox)
@@ -330,6 +330,7 @@ class World:
         self.more: list[Scheme] = []
         self.kem, self.once = "ml-kem-768", False
         self.policy = NO_POLICY
+        self.policies: dict[str, PathPolicy] = {}  # of nodes whose own differs
         self.classic: set[str] = set()  # nodes that do not vouch for post-quantum TLS
         self.edges = [Edge(a, b, kind, "expanded" if kind == "qkd" else "kem") for a, b, kind in links]
         names = sorted({name for edge in self.edges for name in (edge.a, edge.b)})

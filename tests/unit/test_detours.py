@@ -45,6 +45,29 @@ def test_the_explanation_names_the_fallback_and_what_it_shares() -> None:
     assert "no link needed" in network("a=b").explain("a", "a")
 
 
+def test_a_detour_leads_over_nothing_that_is_to_be_avoided() -> None:
+    view = network("a=b=z a-c-z a-d-e-z")
+    failed = [("a", "b", "z")]
+    assert view.detour("a", "z", failed, frozenset({"c"})).hops == ("a", "d", "e", "z")
+    assert view.detour("a", "z", failed, frozenset({("z", "c")})).hops == ("a", "d", "e", "z")
+    with pytest.raises(NoRoute, match="no other way"):
+        view.detour("a", "z", failed, frozenset({"c", ("e", "z")}))
+    with pytest.raises(NoRoute, match="every way from a to z leads over b, c, d"):
+        view.detour("a", "z", failed, frozenset("bcd"))
+
+
+def test_failures_are_remembered_beside_what_is_to_be_avoided() -> None:
+    detours, avoid = Detours("a", network("a=b=z a=c-z a-d-z")), frozenset({"d"})
+    assert detours.way("z", 0.0, avoid) == ("a", "b", "z")
+    detours.failed(("a", "b", "z"), 0.0)
+    assert detours.way("z", 1.0, avoid) == ("a", "c", "z")
+    detours.failed(("a", "c", "z"), 1.0)
+    assert detours.way("z", 2.0, avoid) in {("a", "b", "z"), ("a", "c", "z")}, "better than none"
+    assert detours.way("z", 2.0) == ("a", "d", "z"), "for others the failures still count"
+    with pytest.raises(NoRoute):
+        detours.way("z", 2.0, frozenset("bcd"))
+
+
 def test_ways_are_tried_in_turn_and_again_after_a_while() -> None:
     detours = Detours("a", network("a=b=z a=c-z a-d-z"))
     first = detours.way("z", 0.0)

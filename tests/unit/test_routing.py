@@ -124,3 +124,10 @@ def test_labels_tell_what_each_link_promises() -> None:
     edges = [Edge("a", "b", "qkd", "otp"), Edge("b", "c", "qkd"), Edge("c", "d", "pqc")]
     labels = Network(dict.fromkeys("abcd", "lab"), edges, {}).labels(("a", "b", "c", "d", "elsewhere"))
     assert labels == [{"pq", "qkd", "its-wire"}, {"pq", "qkd"}, {"pq"}, frozenset()]
+
+
+def test_links_that_cannot_keep_a_label_are_known() -> None:
+    view = network("a=b-c=d")
+    assert view.lacking(frozenset({"qkd"})) == {("b", "c")}
+    assert view.lacking(frozenset({"qkd", "its-wire"})) == {("a", "b"), ("b", "c"), ("c", "d")}
+    assert view.lacking(frozenset({"pq", "relay-blind"})) == frozenset(), "nodes and schemes decide those"
