@@ -22,7 +22,7 @@ from tests.sim.world import World
 
 CHEAP = [("a", "b", "pqc"), ("b", "z", "pqc")]
 RING = [*CHEAP, ("a", "c", "qkd"), ("c", "d", "qkd"), ("d", "e", "qkd"), ("e", "z", "qkd"), ("d", "z", "pqc")]
-"""The cheapest way from a to z is over b (cost 4 like c, d, e, but fewer hops); only the long one has `qkd`."""
+"""From a to z it is cheapest over b: 4, like over c, d and e, with fewer hops. Only the latter has `qkd`."""
 
 QKD = {"keyhaul_labels": ("qkd",)}
 
