@@ -39,6 +39,8 @@ from keyhaul.edge.accepting import Crowd, Traffic
 from keyhaul.edge.controls import ControlPages
 from keyhaul.edge.server import Application, Bounds, Port, Render, bind
 from keyhaul.edge.turns import Holdings, Turns
+from keyhaul.edge.worker import settings as worker_settings
+from keyhaul.edge.workers import Workers
 from keyhaul.entropy import MixedEntropy, configured
 from keyhaul.errors import ConfigError, KeyhaulError
 from keyhaul.gossip import Gossip
@@ -98,6 +100,7 @@ class Node:
         self._traffic: dict[str, Traffic] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._saes: sae.SaeApplication | None = None
+        self._workers: Workers | None = None
         self._events: Counter[str] = Counter()
         self._trends: dict[str, Trend] = {}
 
@@ -267,8 +270,14 @@ class Node:
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
             context = tls.server_context(credentials, tls.Policy(listener.tls))
             self._contexts[f"{name} port"] = context
-            bounds = replace(bounds, crowd=_crowd(self.config))
-            port = Port(name, application, render, _CALLERS[name], context, bounds, note=self._note)
+            bounds = replace(bounds, crowd=Crowd.of(self.config.admission))
+            port: Port | Workers
+            if name == "sae" and self.config.workers:
+                told = worker_settings(credentials, tls.Policy(listener.tls), bounds)
+                number = self.config.workers
+                port = self._workers = Workers(number, saes, sae.refusal, told, bounds, note=self._note)
+            else:
+                port = Port(name, application, render, _CALLERS[name], context, bounds, note=self._note)
             await port.open([sockets[name]])
             self._traffic[name] = port.traffic
             self._stack.push_async_callback(port.close)
@@ -369,6 +378,8 @@ class Node:
 
     def _reload_certificates(self, outcome: Outcome) -> None:
         changed, refused = tls.reload({**self._contexts, **self.neighbourhood.contexts})
+        if self._workers is not None:
+            self._workers.reload()
         outcome.changed += [
             f"certificate of the {each}" if each.endswith("port") else each for each in changed
         ]
@@ -444,6 +455,7 @@ class Node:
             "silent": self.outbox.silent(),
             "pools": self.origin.pools.summary(),
             "admission": self.admission.summary(),
+            "workers": self._workers.summary() if self._workers is not None else None,
             "audit": self.audit.summary() if self.audit is not None else None,
             "log": levels.summary(),
             "outbox": self.outbox.waiting(),
@@ -523,13 +535,6 @@ def _settings(settings: config.NodeConfig) -> Settings:
         key_size=settings.limits.key_size,
         pen=settings.extension_pen,
         max_key_count=settings.limits.max_key_count,
-    )
-
-
-def _crowd(settings: config.NodeConfig) -> Crowd:
-    rules = settings.admission
-    return Crowd(
-        rules.connections, rules.connections_per_client, rules.handshakes, rules.handshakes_per_address
     )
 
 

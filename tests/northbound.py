@@ -7,7 +7,9 @@ import contextlib
 import json
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from uuid import UUID, uuid4
 import jsonschema
 import yaml
 
-from keyhaul.edge.sae import SaeApplication, render
+from keyhaul.admission import Admission, Rules
+from keyhaul.edge.sae import SaeApplication, refusal, render
 from keyhaul.edge.server import Bounds, Port, bind
 from keyhaul.edge.tls import Credentials, Policy, client_context, server_context
+from keyhaul.edge.turns import Turns
+from keyhaul.edge.worker import settings
+from keyhaul.edge.workers import Workers
 from keyhaul.errors import ExtensionRefused, InsufficientKey, KeyNotFound, NoRoute, NoSuchTarget, Unauthorized
 from keyhaul.identity import sae_id
 from keyhaul.keys import Secret
@@ -36,6 +42,9 @@ SPECIFICATION = yaml.safe_load(
     (Path(__file__).parents[1] / "docs" / "openapi" / "etsi014.yaml").read_text(encoding="utf-8")
 )
 
+
+WORKERS: ContextVar[int] = ContextVar("WORKERS", default=0)
+"""How many workers a stage has."""
 
 EVERYBODY = frozenset({MASTER, SLAVE, OTHER, STRANGER, ODD, FAR, *(f"sae-{n}" for n in range(9))})
 
@@ -142,7 +151,7 @@ class Answer:
 class Stage:
     """A running SAE port."""
 
-    port: Port
+    port: Any  # a Port, or Workers
     kernel: Any
     cast: Cast
 
@@ -192,11 +201,24 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(
-    cast: Cast, limits: Limits | None = None, bounds: Bounds | None = None, kernel: Any = None
+    cast: Cast,
+    limits: Limits | None = None,
+    bounds: Bounds | None = None,
+    kernel: Any = None,
+    workers: int | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator[Stage]:
-    kernel = kernel or Kernel()
-    application = SaeApplication(kernel, limits).answer
-    port = Port("sae", application, render, sae_id, server_context(cast.port, Policy.COMPATIBLE), bounds)
+    """An SAE port; `workers` as in a node's configuration, from WORKERS where a test does not say."""
+    kernel, bounds = kernel or Kernel(), bounds or Bounds()
+    turns = Turns(admission or Admission(Rules()), time.monotonic)
+    application = SaeApplication(kernel, limits, turns)
+    port: Port | Workers
+    if number := WORKERS.get() if workers is None else workers:
+        told = settings(cast.port, Policy.COMPATIBLE, bounds)
+        port = Workers(number, application, refusal, told, bounds)
+    else:
+        tls = server_context(cast.port, Policy.COMPATIBLE)
+        port = Port("sae", application.answer, render, sae_id, tls, bounds)
     await port.open([bind("127.0.0.1", 0)])
     try:
         yield Stage(port, kernel, cast)

@@ -28,7 +28,7 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     """Run the node of a configuration file. Raises ConfigError or SealError if it cannot start."""
     # structlog imports rich for its colours where it can find it: 60 ms and 6 MiB in every node for nothing.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-    _import_without_system_anchors("aiohttp")
+    import_without_system_anchors("aiohttp")
     import uvloop
 
     from keyhaul.config import load
@@ -43,7 +43,7 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     return 0
 
 
-def _import_without_system_anchors(name: str) -> None:
+def import_without_system_anchors(name: str) -> None:
     """aiohttp makes a TLS context when it is imported, with every CA the system trusts: 2 MiB nobody uses.
 
     A node's own contexts trust the files its configuration names.

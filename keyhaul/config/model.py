@@ -285,7 +285,10 @@ class SchemesConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """Everything one node needs to know before it starts."""
+    """Everything one node needs to know before it starts.
+
+    `workers`: processes that serve the SAE port, 0 for the node's own.
+    """
 
     file: Path
     name: str
@@ -301,6 +304,7 @@ class NodeConfig:
     extension_pen: int
     ready_file: Path | None = None
     user: str = ""
+    workers: int = 0
     entropy: EntropyConfig = EntropyConfig()
     admission: Rules = field(default_factory=Rules)
     audit: AuditConfig = AuditConfig()

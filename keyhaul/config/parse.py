@@ -89,6 +89,7 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         extension_pen=_pen(root),
         ready_file=root.optional_file("ready_file"),
         user=root.text("user", ""),
+        workers=root.integer("workers", 0, high=64),
         entropy=read_entropy(root.section("entropy", required=False)),
         admission=read_admission(root.section("admission", required=False)),
         audit=read_audit(root.section("audit", required=False)),

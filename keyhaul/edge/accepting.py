@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import structlog
 
+from keyhaul.admission import Rules
+from keyhaul.errors import Busy
+
 OUT_OF_DESCRIPTORS = 0.1  # seconds until accept is tried again when the system refuses
-TLS_SHUTDOWN = 2.0  # seconds to say goodbye
 
 log = structlog.get_logger("keyhaul.edge")
 
@@ -31,6 +33,17 @@ class Crowd:
     per_client: int = 1024
     handshakes: int = 1024
     per_address: int = 512
+
+    @classmethod
+    def of(cls, rules: Rules) -> Self:
+        """As a node's `[admission]` says."""
+        return cls(
+            rules.connections, rules.connections_per_client, rules.handshakes, rules.handshakes_per_address
+        )
+
+    def surplus(self) -> Busy:
+        """The answer to a client that has more connections than it may."""
+        return Busy("connections", f"this client has more than {self.per_client} connections", 2)
 
 
 @dataclass(slots=True)
@@ -46,26 +59,38 @@ class Traffic:
     refusals: Counter[str] = field(default_factory=Counter)  # by the class of the error
     clients: Counter[str] = field(default_factory=Counter)
 
+    def met(self) -> None:
+        """A connection has its handshake behind it."""
+        self.connections += 1
+        self.opened += 1
+
+    def named(self, caller: str, crowd: Crowd) -> bool:
+        """Whose connection it is; whether that client may have it."""
+        self.clients[caller] += 1
+        return self.clients[caller] <= crowd.per_client
+
+    def lost(self, caller: str | None) -> None:
+        """A connection is gone."""
+        self.connections -= 1
+        if caller is not None:
+            self.clients[caller] -= 1
+            if not self.clients[caller]:
+                del self.clients[caller]
+
+
+Greet = Callable[[socket.socket], Awaitable[None]]
+"""Shakes hands on a new connection, which is the greeter's from then on. Raises OSError if that fails."""
+
 
 class Acceptor:
-    """One listening socket, served until `close`. `make` builds the protocol of a connection."""
+    """One listening socket, served until `close`."""
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        tls: ssl.SSLContext,
-        make: Callable[[], asyncio.Protocol],
-        crowd: Crowd,
-        traffic: Traffic,
-        patience: float,
-    ) -> None:
+    def __init__(self, listener: socket.socket, greet: Greet, crowd: Crowd, traffic: Traffic) -> None:
         listener.setblocking(False)
         self.listener = listener
-        self._tls = tls
-        self._make = make
+        self._shake = greet
         self._crowd = crowd
         self._traffic = traffic
-        self._patience = patience
         self._greetings: set[asyncio.Task[None]] = set()
         self._addresses: Counter[str] = Counter()
         self._loop = asyncio.get_running_loop()
@@ -109,13 +134,7 @@ class Acceptor:
         try:
             with contextlib.suppress(OSError):  # what the system lacks here is no reason to hang up
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self._loop.connect_accepted_socket(
-                self._make,
-                connection,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._patience,
-                ssl_shutdown_timeout=TLS_SHUTDOWN,
-            )
+            await self._shake(connection)
         except (OSError, asyncio.CancelledError) as error:  # ssl.SSLError and time-outs are among them
             connection.close()
             self._traffic.handshakes_failed += 1

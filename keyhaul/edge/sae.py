@@ -59,10 +59,12 @@ class SaeApplication:
         self.limits = limits or Limits()
         self._turns = turns or Turns(Admission(Rules()), time.monotonic)
 
-        self._routes: dict[str, dict[str, _Method]] = {
-            "status": {"GET": self._status},
-            "enc_keys": {"GET": self._enc_keys_short, "POST": self._enc_keys},
-            "dec_keys": {"GET": self._dec_keys_short, "POST": self._dec_keys},
+        self._methods: dict[tuple[str, str], _Method] = {
+            ("status", "GET"): self._status,
+            ("enc_keys", "GET"): self._enc_keys_short,
+            ("enc_keys", "POST"): self._enc_keys,
+            ("dec_keys", "GET"): self._dec_keys_short,
+            ("dec_keys", "POST"): self._dec_keys,
         }
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
@@ -71,24 +73,9 @@ class SaeApplication:
 
     async def reply(self, call: Call) -> Reply:
         """One call. Raises errors of keyhaul.errors."""
-        method, sae = self.find(call.method, call.path)
+        operation, sae = find(call.method, call.path)
         self._turns.call(call.caller)  # before its body is read
-        return await method(call, sae)
-
-    def find(self, method: str, path: str) -> tuple[_Method, str]:
-        """What serves a path, and the SAE named in it, still escaped. Raises NoSuchPath and NoSuchMethod.
-
-        HEAD is not among the methods: on enc_keys it would take keys and deliver nothing.
-        """
-        # The path is split while `%2F` is still escaped, and its pieces are unescaped once.
-        pieces = path.split("/")
-        methods = self._routes.get(pieces[-1])
-        if methods is None or len(pieces) != len(_PREFIX) + 2 or pieces[: len(_PREFIX)] != _PREFIX:
-            raise NoSuchPath
-        found = methods.get(method)
-        if found is None:
-            raise NoSuchMethod(methods)
-        return found, pieces[-2]
+        return await self._methods[operation, call.method](call, sae)
 
     async def _status(self, call: Call, sae: str) -> Reply:
         """Get status (5.1)."""
@@ -170,6 +157,22 @@ def _container(keys: Sequence[Delivered], sizes: list[int], *, trust: bool) -> R
 # no-store: answers hold keys, or say something about them, and no cache on the way may keep that
 _HEADERS = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "keyhaul"})
 _PREFIX = etsi014.PREFIX.split("/")
+_VERBS = {"status": ("GET",), "enc_keys": ("GET", "POST"), "dec_keys": ("GET", "POST")}
+
+
+def find(method: str, path: str) -> tuple[str, str]:
+    """Which operation a path means, and the SAE named in it, still escaped. Raises NoSuchPath, NoSuchMethod.
+
+    HEAD is not among the methods: on enc_keys it would take keys and deliver nothing.
+    """
+    # The path is split while `%2F` is still escaped, and its pieces are unescaped once.
+    pieces = path.split("/")
+    verbs = _VERBS.get(pieces[-1])
+    if verbs is None or len(pieces) != len(_PREFIX) + 2 or pieces[: len(_PREFIX)] != _PREFIX:
+        raise NoSuchPath
+    if method not in verbs:
+        raise NoSuchMethod(verbs)
+    return pieces[-1], pieces[-2]
 
 
 def http(reply: Reply) -> web.Response:

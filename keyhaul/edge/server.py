@@ -11,7 +11,6 @@ import asyncio
 import functools
 import socket
 import ssl
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,16 +24,15 @@ from multidict import MultiMapping
 from keyhaul import story
 from keyhaul.edge.accepting import Acceptor, Crowd, Traffic
 from keyhaul.edge.calls import NoSuchMethod, NoSuchPath
+from keyhaul.edge.refusing import Note, Refusals
 from keyhaul.edge.tls import peer_certificate
 from keyhaul.errors import (
-    Busy,
     ConfigError,
     KeyhaulError,
     Malformed,
     Refused,
     TimedOut,
     TooLarge,
-    Unavailable,
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -42,8 +40,7 @@ Answering = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Application = web.Application | Answering
 Render = Callable[[KeyhaulError], web.Response]
 NameOf = Callable[[x509.Certificate], str]
-Note = Callable[..., None]
-"""Takes an event and its fields, for the audit log."""
+TLS_SHUTDOWN = 2.0  # seconds to say goodbye
 
 log = structlog.get_logger("keyhaul.edge")
 
@@ -85,7 +82,6 @@ class Port:
         *,
         note: Note = lambda event, **fields: None,
     ) -> None:
-        self._note = note
         self.role = role
         self.render = render
         self.name_of = name_of
@@ -95,22 +91,33 @@ class Port:
         self._runner: web.BaseRunner | None = None
         self._acceptors: list[Acceptor] = []
         self.traffic = Traffic()
+        self.refusals = Refusals(role, self.traffic, note)
         if isinstance(application, web.Application):
             application.middlewares.insert(0, self._middleware())
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on these bound sockets; they belong to the port from now on."""
+        await self.start()
+        for listener in sockets:
+            self._acceptors.append(Acceptor(listener, self.greet, self.bounds.crowd, self.traffic))
+
+    async def start(self) -> None:
+        """Be ready to `greet`."""
         self._runner = self._make_runner()
         await self._runner.setup()
-        loop = asyncio.get_running_loop()
+
+    async def greet(self, connection: socket.socket, number: int = 0) -> None:
+        """Shake hands on an accepted connection and serve it. Raises OSError if there is no handshake."""
+        assert self._runner is not None
         assert self._runner.server is not None
-        connection = functools.partial(Connection, self._runner.server, self, loop=loop)
-        for listener in sockets:
-            self._acceptors.append(
-                Acceptor(
-                    listener, self._tls, connection, self.bounds.crowd, self.traffic, self.bounds.handshake
-                )
-            )
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(
+            functools.partial(Connection, self._runner.server, self, number, loop=loop),
+            connection,
+            ssl=self._tls,
+            ssl_handshake_timeout=self.bounds.handshake,
+            ssl_shutdown_timeout=TLS_SHUTDOWN,
+        )
 
     def _make_runner(self) -> web.BaseRunner:
         application, grace = self._application, self.bounds.grace
@@ -150,37 +157,31 @@ class Port:
         except ConnectionError as lost:
             if request.transport is None:
                 raise  # nobody is left to answer
-            return self._refuse(request, self._unexpected(lost))
-        except KeyhaulError as error:
-            if error.status >= 500 and not isinstance(error, Unavailable):
-                return self._refuse(request, self._unexpected(error))
-            return self._refuse(request, error)
+            return self._refuse(request, self.refusals.unexpected(lost))
         except web.HTTPException as raised:
             return self._refuse(request, _as_error(raised))
         except Exception as bug:  # noqa: BLE001  the root of a request: the port must stay up
-            return self._refuse(request, self._unexpected(bug))
+            return self._refuse(request, self.refusals.shown(bug))
 
-    def _count(self, request: web.BaseRequest) -> None:
-        """Whose connection this is; a client with too many gets its answer on this one, and no more."""
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        known = connection.caller is not None
-        caller = caller_of(request)
-        if not known:
-            self.traffic.clients[caller] += 1
-        if not known and self.traffic.clients[caller] > self.bounds.crowd.per_client:
-            connection.surplus = True
-        if connection.surplus:
-            most = self.bounds.crowd.per_client
-            raise Busy("connections", f"this client has more than {most} connections", 2)
+    def met(self, connection: Connection) -> None:
+        """A connection has its handshake behind it."""
+        self.traffic.met()
+
+    def named(self, connection: Connection, caller: str) -> None:
+        """Whose connection it is; a client with too many gets its answer on this one, and no more."""
+        connection.surplus = not self.traffic.named(caller, self.bounds.crowd)
 
     def lost(self, connection: Connection) -> None:
         """A connection is gone."""
-        self.traffic.connections -= 1
-        if connection.caller is not None:
-            self.traffic.clients[connection.caller] -= 1
-            if not self.traffic.clients[connection.caller]:
-                del self.traffic.clients[connection.caller]
+        self.traffic.lost(connection.caller)
+
+    def _count(self, request: web.BaseRequest) -> None:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        if connection.caller is None:
+            self.named(connection, caller_of(request))
+        if connection.surplus:
+            raise self.bounds.crowd.surplus()
 
     def _refuse(self, request: web.BaseRequest, error: KeyhaulError) -> web.Response:
         response = self.render(error)
@@ -188,37 +189,22 @@ class Port:
             response.headers["Allow"] = error.allow
         if (request_story := story.current()) is not None:
             response.headers["X-Request-ID"] = request_story.request  # what the log names it by
-        self.traffic.answers[response.status] += 1
-        self.traffic.refusals[type(error).__name__] += 1
         surplus = isinstance(request.protocol, Connection) and request.protocol.surplus
         if surplus or not request.content.is_eof():  # the rest of a body is never taken for the next request
             response.force_close()
         caller = request.protocol.caller if isinstance(request.protocol, Connection) else None
-        told = {
-            "status": response.status,
-            "cause": error.cause,
-            "method": request.method,
-            "path": request.rel_url.raw_path[:256],
-        }
-        log.warning("request refused", **told, **{self.role: caller})
-        self._note("refused", role=self.role, caller=caller, **told)
+        self.refusals.tell(error, response.status, caller, request.method, request.rel_url.raw_path)
         return response
-
-    def _unexpected(self, bug: BaseException) -> Unavailable:
-        """Frames and types go into the log; foreign messages and local variables could hold a secret."""
-        steps = traceback.extract_tb(bug.__traceback__)
-        frames = [f"{step.filename}:{step.lineno} {step.name}" for step in steps]
-        cause = bug.cause if isinstance(bug, KeyhaulError) else ""
-        log.error("request failed", role=self.role, error=type(bug).__qualname__, cause=cause, frames=frames)
-        return Unavailable("the node failed on this request", "try again; the node's log tells more")
 
 
 class Connection(web.RequestHandler):
     """One client connection, which remembers whose certificate it has."""
 
-    __slots__ = ("caller", "port", "surplus")
+    __slots__ = ("caller", "number", "port", "surplus")
 
-    def __init__(self, server: web.Server, port: Port, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: web.Server, port: Port, number: int, *, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -228,12 +214,12 @@ class Connection(web.RequestHandler):
             auto_decompress=False,  # a few bytes could become very many
         )
         self.port = port
+        self.number = number
         self.caller: str | None = None
         self.surplus = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.port.traffic.connections += 1
-        self.port.traffic.opened += 1
+        self.port.met(self)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -253,7 +239,7 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer is on its way already")
         if status >= 500 and exc is not None:
-            error: KeyhaulError = self.port._unexpected(exc)
+            error: KeyhaulError = self.port.refusals.unexpected(exc)
         else:
             error = Malformed("the request is not HTTP/1.1", "send a well-formed request")
         response = self.port._refuse(request, error)

@@ -18,6 +18,7 @@ from keyhaul.messages.etsi014 import Delivered, Order
 from tests.northbound import (
     MASTER,
     SLAVE,
+    WORKERS,
     Answer,
     Cast,
     Kernel,
@@ -38,6 +39,14 @@ def logs() -> Iterator[list[Any]]:
     structlog.reset_defaults()
     with capture_logs() as captured:
         yield captured
+
+
+@pytest.fixture(autouse=True, params=[0, 1], ids=["in-process", "worker"])
+def workers(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every test runs against a port in this process, and against one whose TLS and HTTP are in another."""
+    before = WORKERS.set(request.param)
+    yield request.param
+    WORKERS.reset(before)
 
 
 def bits(answer: Answer) -> list[tuple[str, bytes]]:
@@ -193,8 +202,10 @@ def test_one_connection_carries_many_requests_good_and_bad(cast: Cast) -> None:
 
 
 def test_small_answers_are_not_held_back(cast: Cast) -> None:
+    """The option is set where connections are accepted, which is here with workers too."""
+
     async def story() -> None:
-        async with stage(cast) as port, port.connection(MASTER) as (reader, writer):
+        async with stage(cast, workers=0) as port, port.connection(MASTER) as (reader, writer):
             writer.write(f"GET /api/v1/keys/{SLAVE}/status HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             await read_answer(reader)
             assert port.port._runner.server is not None

@@ -31,6 +31,7 @@ from tests.northbound import (
     SLAVE,
     STRANGER,
     TRUST,
+    WORKERS,
     Answer,
     Cast,
     Kernel,
@@ -51,6 +52,14 @@ def logs() -> Iterator[list[Any]]:
     structlog.reset_defaults()
     with capture_logs() as captured:
         yield captured
+
+
+@pytest.fixture(autouse=True, params=[0, 1], ids=["in-process", "worker"])
+def workers(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every test runs against a port in this process, and against one whose TLS and HTTP are in another."""
+    before = WORKERS.set(request.param)
+    yield request.param
+    WORKERS.reset(before)
 
 
 def bits(answer: Answer) -> list[tuple[str, bytes]]:
