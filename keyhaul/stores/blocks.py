@@ -2,8 +2,11 @@
 
 Key ids that share all but their last byte are mates. Mates that are created together and differ in
 nothing but id and secret become a block; a block stays one as long as every change concerns all of it.
-A row that goes its own way leaves: its slot is zeroed and a row of its own is written in one commit.
-Leaving reads nothing and names its slot, so mates may leave at once without waiting for each other.
+A row that goes its own way leaves: a row of its own is written, and from that commit on its slot counts
+no more. The slot is zeroed a moment later (`TIDY_AFTER`), together with those of all mates that left
+meanwhile: to write a record of some kilobytes anew for every key that is fetched cost more than all else
+in fetching it. Until then the row stands against the slot: whoever reads a block from the database looks
+which members have rows of their own, and opening a store zeroes what a crash left behind.
 
     members   the last bytes of the ids, ascending; never changes
     marks     the proofs of each member, in the order of their names in the data
@@ -13,8 +16,11 @@ Leaving reads nothing and names its slot, so mates may leave at once without wai
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -23,25 +29,42 @@ import msgspec
 from keyhaul.errors import StaleRow, StoreUnavailable, Tampered
 from keyhaul.keys import Ref, Row, Secret
 from keyhaul.stores import records
-from keyhaul.stores.engine import Engine, Record, Statement
-from keyhaul.stores.fields import HEAD_BYTES, TAG_BYTES, FieldCipher
+from keyhaul.stores.engine import Decision, Engine, Record, Statement
+from keyhaul.stores.fields import HEAD_BYTES, TAG_BYTES, FieldCipher, Opener
 
 RECENT_BLOCKS = 512
 LEAST = 2  # mates that make a block
+TIDY_AFTER = 0.25  # seconds that a slot may outlive its member
 
 COLUMNS = "name, leg, version, data, members, marks, live, width, slots"
 _OF_NAME = f"SELECT {COLUMNS} FROM blocks WHERE name = ?"  # noqa: S608 - a constant
 _INSERT = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_MATES = "FROM rows WHERE key_id BETWEEN ? AND ? AND leg = ?"
+_OUTSIDE = f"SELECT substr(key_id, 16) {_MATES}"
+# The last condition: no member has a row of its own of which the writer does not know.
 _REWRITE = (
-    "UPDATE blocks SET version = ?, phase = ?, initiator = ?, first_target = ?, deadline = ?, expires = ?,"
-    " data = ?, marks = ?, width = ?, slots = ? WHERE name = ? AND leg = ? AND version = ? AND live = ?"
+    "UPDATE blocks SET version = ?, phase = ?, initiator = ?, first_target = ?,"  # noqa: S608 - constants
+    " deadline = ?, expires = ?, data = ?, marks = ?, live = ?, width = ?, slots = ?"
+    " WHERE name = ? AND leg = ? AND version = ?"
+    f" AND (SELECT count(*) {_MATES} AND instr(members, substr(key_id, 16))) <= ?"
 )
-_CLEAR = "DELETE FROM blocks WHERE name = ? AND leg = ? AND live = 0"
+_TIDY = "UPDATE blocks SET live = ?, slots = ? WHERE name = ? AND leg = ? AND version = ?"
+_CLEAR = "DELETE FROM blocks WHERE name = ? AND leg = ? AND version = ?"
+_LEFT_BEHIND = (
+    f"SELECT {', '.join('b.' + column for column in COLUMNS.split(', '))},"  # noqa: S608 - constants
+    " group_concat(hex(substr(r.key_id, 16)), '') FROM blocks b CROSS JOIN rows r ON +r.leg = b.leg"
+    " AND r.key_id BETWEEN CAST(b.name || x'00' AS BLOB) AND CAST(b.name || x'ff' AS BLOB)"
+    " GROUP BY b.name, b.leg"
+)
 
 
 def name_of(key_id: UUID) -> bytes:
     """What mates share."""
     return key_id.bytes[:15]
+
+
+_Place = tuple[bytes, str]
+"""Name and leg of a block."""
 
 
 @dataclass(slots=True)
@@ -61,6 +84,7 @@ class Block:
     width: int
     slots: bytearray
     _model: Row | None = None
+    opener: Opener | None = None
 
     @property
     def stride(self) -> int:
@@ -107,13 +131,20 @@ class Block:
         each = len(self.marks) // len(self.members)
         return self.marks[at * each : (at + 1) * each]
 
-    def zero(self, positions: Iterable[int]) -> None:
-        """Let members go; those that went before are passed over."""
+    def zero(self, positions: Iterable[int]) -> set[int]:
+        """Let members go; returns who went, for those that went before are passed over."""
+        went = set()
         for at in positions:
             if self.lives(at):
                 start = self.start(at)
                 self.slots[start : start + self.stride] = bytes(self.stride)
                 self.count -= 1
+                went.add(at)
+        return went
+
+    def leave(self, members: bytes) -> set[int]:
+        """Let those go whose ids end with one of these bytes; others are no members."""
+        return self.zero(at for member in members if (at := self.members.find(member)) >= 0)
 
 
 @dataclass(slots=True)
@@ -124,7 +155,7 @@ class Plan:
     rows: list[Row] = field(default_factory=list)
     """Those that are written as rows of their own; `left` are among them and were in a block so far."""
     left: set[Ref] = field(default_factory=set)
-    leaving: dict[tuple[bytes, str], list[int]] = field(default_factory=dict)
+    leaving: list[tuple[Block, list[int]]] = field(default_factory=list)
     written: list[Block] = field(default_factory=list)
 
 
@@ -143,6 +174,15 @@ def rows_of(record: Record) -> list[Row]:
         raise altered(f"block {block.name.hex()}") from None
 
 
+@dataclass(slots=True)
+class _Untidy:
+    """Members of a block, at this version, whose slots on disk outlived them."""
+
+    version: int
+    members: bytes
+    positions: set[int] = field(default_factory=set)
+
+
 class Blocks:
     """The blocks of one ledger. The most recent ones are kept in memory as they are on disk: sealed."""
 
@@ -150,16 +190,48 @@ class Blocks:
         self._engine = engine
         self._cipher = cipher
         self._recent: OrderedDict[bytes, dict[str, Block]] = OrderedDict()
+        self._untidy: dict[_Place, _Untidy] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def open(self) -> None:
+        """Zero the slots of those that left in an earlier run. Raises StoreUnavailable."""
+        for statement in await self._engine.scan(_left_behind, _LEFT_BEHIND):
+            if statement is not None:
+                await self._engine.submit([statement])
+
+    async def close(self) -> None:
+        """Zero what is not zeroed yet, if the disk takes it; else the next `open` does."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        with contextlib.suppress(StoreUnavailable):
+            await self.tidy()
+        self._recent.clear()
 
     def of(self, name: bytes) -> dict[str, Block]:
         """The blocks of a name, by leg; remembered also where there are none."""
         found = self._recent.get(name)
         if found is None:
             read = map(block_of, self._engine.read(_OF_NAME, name))
-            found = self._recent[name] = {block.leg: block for block in read}
+            found = self._recent[name] = {block.leg: block for block in read if self._inhabited(block)}
             while len(self._recent) > RECENT_BLOCKS:
                 self._recent.popitem(last=False)
         return found
+
+    def _inhabited(self, block: Block) -> bool:
+        """Whether anybody is left in a block that was just read."""
+        outside = self._engine.read(_OUTSIDE, *_mates(block.name, block.leg))
+        self._left(block, block.leave(b"".join(member for (member,) in outside)))
+        return block.count > 0
+
+    def gone(self) -> set[Ref]:
+        """Who left, and still has a slot on disk that a scan may find."""
+        return {
+            Ref(UUID(bytes=name + untidy.members[at : at + 1]), leg)
+            for (name, leg), untidy in self._untidy.items()
+            for at in untidy.positions
+        }
 
     def find(self, key_id: UUID) -> list[Row]:
         """The rows of one key id in blocks, without secrets."""
@@ -179,10 +251,10 @@ class Blocks:
 
     def secrets(self, block: Block, positions: Sequence[int]) -> list[Secret]:
         """Fresh secrets of members. Raises StoreUnavailable if they were altered."""
-        stride, first, all_slots = block.stride, block.start(0), bytes(block.slots)
-        slots = [(at, all_slots[first + at * stride : first + at * stride + stride]) for at in positions]
+        if block.opener is None:  # kept, as it is a good part of the cost of opening a single one
+            block.opener = self._cipher.opener(bytes(block.slots[:HEAD_BYTES]), _place(block))
         try:
-            opened = self._cipher.open_each(all_slots[:HEAD_BYTES], slots, _place(block))
+            opened = [block.opener.open(at, block.slot(at)) for at in positions]
         except Tampered:
             raise altered(f"block {block.name.hex()}") from None
         return [Secret.adopt(value) for value in opened]
@@ -235,7 +307,7 @@ class Blocks:
         at = [position for row in inside if (position := positions[row.ref]) is not None]
         if not at:
             return
-        if len(at) == block.count and _alike(inside):
+        if len(at) == block.count >= LEAST and _alike(inside):
             marks = bytearray(len(block.members) * len(_marks(inside[0])))
             for row, position in zip(inside, at, strict=True):
                 each = _marks(row)
@@ -243,8 +315,7 @@ class Blocks:
             secrets = [row.secret for row in inside]
             self.rewrite(block, inside[0], at, secrets, plan, marks=bytes(marks))
             return
-        plan.statements += [_leave(block, sorted(at)), Statement(_CLEAR, (block.name, block.leg))]
-        plan.leaving[block.name, block.leg] = at
+        plan.leaving.append((block, at))
         plan.left.update(row.ref for row in inside)
         plan.rows.extend(inside)
 
@@ -269,9 +340,10 @@ class Blocks:
         )
         self._seal(changed, positions, secrets)
         columns = (version, *records.columns(model))
-        key = (block.name, block.leg, block.version, len(positions))
+        key = (block.name, block.leg, block.version, *_mates(block.name, block.leg))
         miss = StaleRow(f"block {block.name.hex()} was written by somebody else")
-        values = (*columns, data, marks, changed.width, bytes(changed.slots), *key)
+        inside = (len(positions), changed.width, bytes(changed.slots))
+        values = (*columns, data, marks, *inside, *key, len(block.members) - len(positions))
         plan.statements.append(Statement(_REWRITE, values, miss))
         plan.written.append(changed)
 
@@ -293,19 +365,68 @@ class Blocks:
     def done(self, plan: Plan) -> None:
         """The plan is on disk."""
         for block in plan.written:
+            self._untidy.pop((block.name, block.leg), None)  # all its slots were written anew
             if block.name in self._recent:
                 self._recent[block.name][block.leg] = block
-        for (name, leg), positions in plan.leaving.items():
-            held = self._recent.get(name, {})
-            if leg in held:
-                held[leg].zero(positions)
-                if not held[leg].count:
-                    del held[leg]
+        for block, positions in plan.leaving:
+            held = self._recent.get(block.name, {})
+            if block.leg in held:
+                held[block.leg].zero(positions)
+                if not held[block.leg].count:
+                    del held[block.leg]
+            self._left(block, positions)
 
     def failed(self, plan: Plan) -> None:
         """Nobody knows what is on disk: it is read again."""
-        for name in {block.name for block in plan.written} | {name for name, _ in plan.leaving}:
+        for name in {block.name for block in plan.written} | {block.name for block, _ in plan.leaving}:
             self._recent.pop(name, None)
+
+    # -- zeroing ---------------------------------------------------------------------------------
+
+    def _left(self, block: Block, positions: Iterable[int]) -> None:
+        place = (block.name, block.leg)
+        if place not in self._untidy or self._untidy[place].version != block.version:
+            self._untidy[place] = _Untidy(block.version, block.members)
+        self._untidy[place].positions.update(positions)
+        if not self._untidy[place].positions:
+            del self._untidy[place]
+        self._later()
+
+    def _later(self) -> None:
+        if self._untidy and self._timer is None and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(TIDY_AFTER, self._in_time)
+
+    def _in_time(self) -> None:
+        self._timer = None
+        with contextlib.suppress(StoreUnavailable):  # of a read; the next one to leave begins anew
+            self._zero()
+
+    async def tidy(self) -> None:
+        """Zero the slots of all who left so far. Raises StoreUnavailable."""
+        if self._untidy:
+            await self._zero()
+
+    def _zero(self) -> Decision:
+        statements = []
+        for (name, leg), untidy in list(self._untidy.items()):
+            block, key = self.of(name).get(leg), (name, leg, untidy.version)
+            if block is None:
+                statements.append(Statement(_CLEAR, key))
+            else:  # if it is of a later version, nothing is touched
+                statements.append(_tidied(block, untidy.version))
+        done = {place: frozenset(untidy.positions) for place, untidy in self._untidy.items()}
+        decision = self._engine.submit(statements)
+        decision.add_done_callback(functools.partial(self._zeroed, done))
+        return decision
+
+    def _zeroed(self, done: Mapping[_Place, frozenset[int]], decision: asyncio.Future[int]) -> None:
+        if decision.exception() is None:
+            for place, positions in done.items():
+                if place in self._untidy:
+                    self._untidy[place].positions -= positions
+                    if not self._untidy[place].positions:
+                        del self._untidy[place]
+        self._later()
 
     def forgotten(self) -> None:
         self._recent.clear()
@@ -318,21 +439,22 @@ def altered(what: str) -> StoreUnavailable:
     )
 
 
-def _leave(block: Block, positions: Sequence[int]) -> Statement:
-    """Zero some slots, if they are still taken. Commutes with others of the same block."""
-    stride, pieces, guards, end = block.stride, [], [], 1
-    for at in positions:
-        start = block.start(at) + 1  # SQL counts from 1
-        pieces.append(f"substr(slots, {end}, {start - end}) || zeroblob({stride})")
-        guards.append(f"substr(slots, {start}, {stride}) <> zeroblob({stride})")
-        end = start + stride
-    sql = (
-        f"UPDATE blocks SET live = live - {len(positions)},"  # noqa: S608 - numbers only
-        f" slots = CAST({' || '.join(pieces)} || substr(slots, {end}) AS BLOB)"
-        f" WHERE name = ? AND leg = ? AND version = ? AND {' AND '.join(guards)}"
+def _mates(name: bytes, leg: str) -> tuple[bytes, bytes, str]:
+    """The first and the last id that mates could have, and the leg."""
+    return name + b"\x00", name + b"\xff", leg
+
+
+def _tidied(block: Block, version: int) -> Statement:
+    key = (block.name, block.leg, version)
+    return (
+        Statement(_TIDY, (block.count, bytes(block.slots), *key)) if block.count else Statement(_CLEAR, key)
     )
-    miss = StaleRow(f"a row of block {block.name.hex()} was written by somebody else")
-    return Statement(sql, (block.name, block.leg, block.version), miss)
+
+
+def _left_behind(record: Record) -> Statement | None:
+    """What zeroes the slots of a block's members that have rows of their own; None if all are zero."""
+    block = block_of(record[:-1])
+    return _tidied(block, block.version) if block.leave(bytes.fromhex(record[-1])) else None
 
 
 def _row(block: Block, at: int, ref: Ref | None = None) -> Row:

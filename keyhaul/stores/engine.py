@@ -5,8 +5,11 @@
     task ──scan────▶ a connection of the scan thread: everything that returns many records
 
 A flush to disk costs as much as some hundred changes, so all changes that came up during one flush
-share the next. Each has its own savepoint: one that is refused (Taken, Spent, StaleRow) leaves its
-neighbours alone. A change is acknowledged only after COMMIT returned, and the loop is woken once per
+share the next. They are tried all together, neighbouring records of one kind in one statement; if one
+is refused (Taken, Spent, StaleRow), all are undone and done again, each under a savepoint of its own, so
+that it leaves its neighbours alone. Measured in turns at 8 clients that take keys, together costs the
+writer 0.6 times what a savepoint for each costs: every statement gives the interpreter away and waits
+to have it back. A change is acknowledged only after COMMIT returned, and the loop is woken once per
 batch. The loop hands a batch over at the end of a turn, when every task that is ready has added its
 change. A writer that took changes off a queue by itself would start with the first one, and compete
 with the loop for the interpreter at each statement; measured in turns at 256 clients, handing over
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -37,6 +41,7 @@ from keyhaul.stores import database
 from keyhaul.stores.database import Connection, DatabaseError
 
 MAX_BATCH = 256
+MOST_AT_ONCE = 64  # records in one statement
 
 T = TypeVar("T")
 Record = tuple[Any, ...]
@@ -52,11 +57,15 @@ _REFUSED_BY_SCHEMA = (
 
 
 class Statement(NamedTuple):
-    """One SQL statement of a change; if it touches no record, the change fails with `miss`, if given."""
+    """One SQL statement of a change; if it touches no record, the change fails with `miss`, if given.
+
+    `many`, for one that touches one record or none: the SQL that does the same for so many at once.
+    """
 
     sql: str
     values: Record
     miss: KeyhaulError | None = None
+    many: Callable[[int], str] | None = None
 
 
 class Decision(asyncio.Future[int]):
@@ -77,6 +86,8 @@ class _Change(NamedTuple):
 
 
 Outcome = int | KeyhaulError
+_Step = tuple[int, Statement]
+"""The number of a change in its batch, and one statement of it."""
 
 
 class Engine:
@@ -222,7 +233,7 @@ class Engine:
                 self._writer = self._reopen()
             cursor = self._writer.cursor()
             cursor.execute("BEGIN IMMEDIATE")
-            outcomes = [_apply(cursor, change.statements) for change in batch]
+            outcomes = _together(cursor, batch) or [_apply(cursor, change.statements) for change in batch]
             cursor.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - root of this thread: nobody else would answer the batch
             self.failures += 1
@@ -277,12 +288,57 @@ class Engine:
             self._loop.call_soon_threadsafe(callback, *values)
 
 
+def _together(cursor: Any, batch: Sequence[_Change]) -> list[Outcome] | None:
+    """Take all changes into the open transaction; None, and a fresh transaction, if one is refused."""
+    touched = [0] * len(batch)
+    steps = [(at, statement) for at, change in enumerate(batch) for statement in change.statements]
+    try:
+        for many, group in itertools.groupby(steps, _kind):
+            run = list(group)
+            done = _in_turn(cursor, run, touched) if many is None else _at_once(cursor, many, run, touched)
+            if not done:
+                break
+        else:
+            return list[Outcome](touched)
+    except _REFUSED_BY_SCHEMA:
+        pass  # whose fault it was is found out one by one
+    cursor.execute("ROLLBACK")
+    cursor.execute("BEGIN IMMEDIATE")
+    return None
+
+
+def _kind(step: _Step) -> Callable[[int], str] | None:
+    return step[1].many
+
+
+def _in_turn(cursor: Any, run: Sequence[_Step], touched: list[int]) -> bool:
+    for at, (sql, values, miss, _) in run:
+        count = cursor.execute(sql, values).rowcount
+        if count == 0 and miss is not None:
+            return False
+        touched[at] += count
+    return True
+
+
+def _at_once(cursor: Any, many: Callable[[int], str], run: Sequence[_Step], touched: list[int]) -> bool:
+    """Records of one kind, in pieces of a power of two, so that few different statements are compiled."""
+    while run:
+        size = min(MOST_AT_ONCE, 1 << (len(run).bit_length() - 1))
+        some, run = run[:size], run[size:]
+        values = [value for _, statement in some for value in statement.values]
+        if cursor.execute(many(size), values).rowcount != size:
+            return False
+        for at, _ in some:
+            touched[at] += 1
+    return True
+
+
 def _apply(cursor: Any, statements: Sequence[Statement]) -> Outcome:
     """Take one change into the open transaction, whole or not at all."""
     cursor.execute("SAVEPOINT change")
     touched = 0
     try:
-        for sql, values, miss in statements:
+        for sql, values, miss, _ in statements:
             count = cursor.execute(sql, values).rowcount
             if count == 0 and miss is not None:
                 return _undo(cursor, miss)

@@ -37,6 +37,27 @@ _LABEL = b"keyhaul/v1/store/field"
 _EACH_LABEL = b"keyhaul/v1/store/fields"
 
 
+class Opener:
+    """Opens values that were sealed together, one by one."""
+
+    __slots__ = ("_cipher", "_head", "_where")
+
+    def __init__(self, cipher: AESGCM, head: bytes, where: bytes) -> None:
+        self._cipher = cipher
+        self._head = head
+        self._where = where
+
+    def open(self, number: int, sealed: bytes) -> bytearray:
+        """A value by its number, in a buffer the caller may wipe. Raises Tampered."""
+        value = bytearray(len(sealed) - TAG_BYTES)
+        try:
+            nonce = _nonce(self._head, number)
+            self._cipher.decrypt_into(nonce, sealed, self._where + bytes((number,)), value)
+        except InvalidTag:
+            raise Tampered from None
+        return value
+
+
 class FieldCipher:
     """AES-256-GCM under keys derived from one 32-byte field key, of which it keeps a copy."""
 
@@ -69,18 +90,9 @@ class FieldCipher:
             cipher.encrypt(_nonce(head, number), value, where + bytes((number,))) for number, value in values
         ]
 
-    def open_each(self, head: bytes, sealed: Iterable[tuple[int, bytes]], place: bytes) -> list[bytearray]:
-        """The values of `seal_each`, in buffers the caller may wipe. Raises Tampered."""
-        cipher, where = self._cipher(head, _EACH_LABEL), hashlib.sha256(place).digest()
-        opened = []
-        for number, slot in sealed:
-            value = bytearray(len(slot) - TAG_BYTES)
-            try:
-                cipher.decrypt_into(_nonce(head, number), slot, where + bytes((number,)), value)
-            except InvalidTag:
-                raise Tampered from None
-            opened.append(value)
-        return opened
+    def opener(self, head: bytes, place: bytes) -> Opener:
+        """What opens the values of one `seal_each`; it holds a key of its own and outlives `wipe`."""
+        return Opener(self._cipher(head, _EACH_LABEL), head, hashlib.sha256(place).digest())
 
     def wipe(self) -> None:
         """Overwrite the key; the cipher is of no use afterwards."""

@@ -7,6 +7,7 @@ ref in this process, which the database file belongs to alone.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -30,7 +31,8 @@ _ROW = "SELECT version, data, secret FROM rows WHERE key_id = ? AND leg = ?"
 _FIND = "SELECT key_id, leg, version, data FROM rows WHERE key_id = ? ORDER BY leg"
 # INDEXED BY makes a query that would read the whole table an error, whatever the planner thinks.
 _ROWS = "SELECT key_id, leg, version, data FROM rows INDEXED BY rows_by_pair WHERE phase < 4 AND "
-_INSERT_ROW = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_ROW = f"INSERT INTO rows VALUES {_VALUES} ON CONFLICT DO NOTHING"  # noqa: S608 - constants
 _UPDATE_ROW = (
     "UPDATE rows SET version = ?, phase = ?, initiator = ?, first_target = ?, deadline = ?, expires = ?,"
     " data = ?, secret = ? WHERE key_id = ? AND leg = ? AND version = ?"
@@ -63,6 +65,11 @@ _FORGET = (
 _INSERT_MESSAGE = "INSERT INTO outbox (id, data, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _INSERT_ITEM = "INSERT INTO items VALUES (?, ?, ?) ON CONFLICT DO "
 _DELETE_ITEM = "DELETE FROM items WHERE space = ? AND name = ?"
+
+
+@functools.cache
+def _insert_rows(number: int) -> str:
+    return f"INSERT INTO rows VALUES {', '.join([_VALUES] * number)} ON CONFLICT DO NOTHING"  # noqa: S608
 
 
 RECENT_ROWS = 16_384
@@ -98,7 +105,13 @@ class SqlcipherLedger:
         except SealError:
             cipher.wipe()
             raise
-        return cls(engine, cipher)
+        ledger = cls(engine, cipher)
+        try:
+            await ledger._blocks.open()
+        except BaseException:
+            await ledger.close()
+            raise
+        return ledger
 
     # -- rows ------------------------------------------------------------------------------------
 
@@ -151,22 +164,28 @@ class SqlcipherLedger:
 
     async def _scan(self, where: str, *values: object) -> list[Row]:
         """Rows, and those in blocks. One that leaves its block meanwhile is seen twice rather than never."""
+        gone = self._blocks.gone()
         inside = await self.engine.scan(blocks.rows_of, _BLOCKS + where, *values)
         alone = await self.engine.scan(_without_secret, _ROWS + where, *values)
-        found = {row.ref: row for mates in inside for row in mates}
+        gone |= self._blocks.gone()
+        found = {row.ref: row for mates in inside for row in mates if row.ref not in gone}
         found.update((row.ref, row) for row in alone)
         return list(found.values())
 
     async def due(self, now: float, limit: int = 256) -> list[Ref]:
         late: set[tuple[float, Ref]] = set()
+        gone = self._blocks.gone()
         for query in (_EXPIRED_BLOCKS, _OVERDUE_BLOCKS):
             for mates in await self.engine.scan(_dated_refs, query, now, limit):
                 late.update(mates)
+        gone |= self._blocks.gone()
+        late = {entry for entry in late if entry[1] not in gone}
         for query in (_EXPIRED, _OVERDUE):
             late.update(await self.engine.scan(_dated_ref, query, now, limit))
         return list(dict.fromkeys(ref for _, ref in sorted(late)))[:limit]
 
     async def forget(self, before: float) -> int:
+        await self._blocks.tidy()  # a row stands against the slot it left, until that is zeroed
         total = 0
         for name, leg, version, live in await self.engine.scan(tuple, _ENDED_BLOCKS, before):
             if await self.engine.submit([Statement(_FORGET_BLOCK, (name, leg, version))]):
@@ -198,6 +217,7 @@ class SqlcipherLedger:
 
     async def close(self) -> None:
         """Commit what is under way, close the file, wipe the keys. Calling it again is fine."""
+        await self._blocks.close()
         await self.engine.close()
         self._cipher.wipe()
 
@@ -250,7 +270,7 @@ class SqlcipherLedger:
         columns = (version, *records.columns(row), data, secret)
         stale = StaleRow(f"row {ref} was written by somebody else")
         if new:
-            return Statement(_INSERT_ROW, (*key, *columns), stale)
+            return Statement(_INSERT_ROW, (*key, *columns), stale, _insert_rows)
         return Statement(_UPDATE_ROW, (*columns, *key, row.version), stale)
 
     def _statement(self, step: Step) -> Statement:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from sqlcipher3 import dbapi2 as sqlcipher
 
-from keyhaul.errors import SealError, StoreUnavailable, Taken
+from keyhaul.errors import SealError, StaleRow, StoreUnavailable, Taken
 from keyhaul.keys import Secret, State
 from keyhaul.ledger_rules import add, sample_message, sample_ref, sample_row
 from keyhaul.stores import database
@@ -261,6 +261,38 @@ def test_an_impossible_change_fails_alone(tmp_path: Path) -> None:
     outcomes = run(story())
     assert (outcomes[0], outcomes[-1]) == (2, 2)
     assert all(type(outcome) is StoreUnavailable for outcome in outcomes[1:-1])
+
+
+def put_many(number: int) -> str:
+    return f"INSERT INTO items VALUES {', '.join(['(?, ?, ?)'] * number)} ON CONFLICT DO NOTHING"
+
+
+def test_records_of_one_kind_are_one_statement_and_a_refused_one_fails_alone(tmp_path: Path) -> None:
+    def put(name: str) -> Statement:
+        return Statement(put_many(1), ("many", name, b""), StaleRow(name), put_many)
+
+    async def story() -> None:
+        engine = await Engine.open(tmp_path / "store.db", Secret(PAGE_KEY))
+        asked: list[str] = []
+        assert engine._writer is not None
+        engine._writer.set_trace_callback(asked.append)
+        names = [f"{number:03}" for number in range(100)]
+        changes = [[put(name)] for name in names]
+        changes[50:50] = [[put("a"), Statement(PUT, ("many", "b", b"")), put("c")]]
+        answers = [engine.submit(change) for change in changes]
+        assert await asyncio.gather(*answers) == [1] * 50 + [3] + [1] * 50
+        assert sum(text.startswith("INSERT") for text in asked) < 20
+        assert not any("SAVEPOINT" in text for text in asked)
+
+        answers = [engine.submit([put(name)]) for name in ("d", "050", "e")]
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        assert (outcomes[0], outcomes[2]) == (1, 1)
+        assert isinstance(outcomes[1], StaleRow)
+        kept = [name for (name,) in engine.read("SELECT name FROM items WHERE space = 'many'")]
+        assert sorted(kept) == sorted([*names, "a", "b", "c", "d", "e"])
+        await engine.close()
+
+    run(story())
 
 
 def test_close_commits_what_is_queued_and_refuses_what_comes_later(tmp_path: Path) -> None:

@@ -65,8 +65,9 @@ class Target:
         if self.task.get("keep"):
             self.bodies.append(body)
 
-    async def flood(self, seconds: float) -> None:
-        """One slice on all connections."""
+    async def flood(self, seconds: float, most: int | None = None) -> None:
+        """One slice on all connections, of at most so many requests."""
+        requests = self.requests if most is None else itertools.islice(self.requests, most)
         pid = self.task["pid"]
         self.seconds = []
         begun, used, own = time.perf_counter(), processor_seconds(pid), time.process_time()
@@ -74,7 +75,7 @@ class Target:
 
         async def one(wire: Wire) -> None:
             while time.perf_counter() < end:
-                request = next(self.requests, None)
+                request = next(requests, None)
                 if request is None:
                     return
                 await self.ask(wire, request)
@@ -99,13 +100,14 @@ class Target:
 
 
 async def flood(task: Json) -> Json:
-    """Slices of `seconds` that take turns between the targets, `rounds` times; the first is a warm-up."""
+    """Slices of `seconds`, or of `most` requests if these are over before, that take turns between the
+    targets, `rounds` times; the first is a warm-up."""
     targets = [Target(each) for each in task["targets"]]
     for target in targets:
         await target.connect(task["connections"])
     for _ in range(task["rounds"]):
         for target in targets:
-            await target.flood(task["seconds"])
+            await target.flood(task["seconds"], task.get("most"))
     return {"targets": [target.result() for target in targets]}
 
 

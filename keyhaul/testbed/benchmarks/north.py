@@ -2,7 +2,8 @@
 
 * enc_keys and dec_keys for keys that are in the store already, two SAEs at one node and a pair across a link;
   the pool is filled first and then no longer refilled, so that serving alone is measured, and once more with
-  the pool being refilled all the time;
+  the pool being refilled all the time. A slice ends when its share of the stored keys is used, and a pool
+  that ran dry all the same ends the run: on demand is another benchmark (`hops`);
 * dec_keys one at a time, at a node with 10 stored keys and at one with many.
 """
 
@@ -11,8 +12,11 @@ from __future__ import annotations
 import json
 import random
 import statistics
+from dataclasses import dataclass
 from typing import Any
 
+from keyhaul.errors import Unavailable
+from keyhaul.pools import LARGEST_BLOCK
 from keyhaul.testbed.benchmarks.report import Report
 from keyhaul.testbed.benchmarks.stage import Say, Stage, load, stage
 from keyhaul.testbed.topology import Link, Node, Topology
@@ -31,20 +35,29 @@ TOPOLOGY = Topology(
 
 async def run(report: Report, *, quick: bool, say: Say) -> None:
     """Fill the report."""
-    stored = 4_000 if quick else 24_000
+    rounds, seconds, each = (3, 0.6, 2_000) if quick else (8, 0.6, 4_000)
+    stored = rounds * each + 2 * LARGEST_BLOCK
     settings = {"delivery": {"pool": stored}, "limits": _LIMITS}
     async with stage(TOPOLOGY, settings=settings, say=say) as on:
         for slave, what in ((ALSO, "both SAEs at one node"), (FAR, "across one link")):
             say(f"pool, {what}")
             await load(_turns([_target(on, NEAR, [_enc(slave)])], 1))
             await on.rest("near", "far")
-        await _served(report, on, quick, say)
+        await _served(report, on, _Slices(rounds, seconds, each), say)
     async with stage(TOPOLOGY, settings={"limits": _LIMITS}, say=say) as on:
         await _among_many(report, on, 20_000 if quick else 200_000, 100 if quick else 400, say)
 
 
-async def _served(report: Report, on: Stage, quick: bool, say: Say) -> None:
-    rounds, seconds = (3, 0.4) if quick else (8, 0.6)
+@dataclass(frozen=True, slots=True)
+class _Slices:
+    """`rounds` of at most `seconds` and `requests` for each side; the first is a warm-up."""
+
+    rounds: int
+    seconds: float
+    requests: int
+
+
+async def _served(report: Report, on: Stage, slices: _Slices, say: Say) -> None:
     for refilled in (False, True):
         if not refilled:
             await _without_refill(on)
@@ -54,14 +67,16 @@ async def _served(report: Report, on: Stage, quick: bool, say: Say) -> None:
             how = f"{what}, refilled meanwhile" if refilled else what
             say(f"enc_keys, {how}")
             near = _target(on, NEAR, [_enc(slave)], endless=True, keep=not refilled)
-            found = await _flood(on, near, rounds, seconds)
-            least = 0.5 if not refilled else None
+            found = await _flood(on, near, slices)
+            if not refilled:
+                await _check_stock(on, slave)
+            least = 0.6 if not refilled else None
             _rates(report, f"enc_keys, {how}", found, least)
             if refilled:
                 continue
             say(f"dec_keys, {how}")
             asks = [_dec(NEAR, key_id) for key_id in found["targets"][0]["key_ids"]]
-            found = await _flood(on, _target(on, slave, asks), rounds, seconds)
+            found = await _flood(on, _target(on, slave, asks), slices)
             _rates(report, f"dec_keys, {how}", found, None)
 
 
@@ -85,10 +100,20 @@ async def _set_pool(on: Stage, level: int) -> None:
     await on.rest("near", "far")
 
 
-async def _flood(on: Stage, target: dict[str, Any], rounds: int, seconds: float) -> dict[str, Any]:
+async def _check_stock(on: Stage, slave: str) -> None:
+    """Raises Unavailable if a request found no key in the pool since the node was started."""
+    pools = [pool for pool in await on.pools("near") if pool["targets"] == [slave]]
+    dry = sum(pool["misses"] for pool in pools)
+    if dry or not pools:
+        raise Unavailable(
+            f"the pool for {slave} ran dry {dry} times, so on-demand delivery was measured", "store more keys"
+        )
+
+
+async def _flood(on: Stage, target: dict[str, Any], slices: _Slices) -> dict[str, Any]:
     bare = {**target, "url": on.bare_url, "pid": on.bare.pid, "endless": True, "keep": False}
-    task = {"kind": "flood", "connections": CONNECTIONS, "rounds": rounds, "seconds": seconds}
-    return await load({**task, "targets": [target, bare]})
+    task = {"kind": "flood", "connections": CONNECTIONS, "rounds": slices.rounds, "seconds": slices.seconds}
+    return await load({**task, "most": slices.requests, "targets": [target, bare]})
 
 
 def _rates(report: Report, what: str, found: dict[str, Any], least: float | None) -> None:
@@ -97,6 +122,8 @@ def _rates(report: Report, what: str, found: dict[str, Any], least: float | None
     pairs = list(zip(ours, bare, strict=False))
     requests = sum(each["requests"] for each in ours)
     note = f"{requests} requests, {CONNECTIONS} connections"
+    if not pairs:
+        raise Unavailable(f"{what}: no slice was answered", "see the node's log")
     report.add(what, [each["rate"] for each in ours], "/s", note=note)
     report.add("  empty handler beside it", [each["rate"] for each in bare], "/s")
     report.add("  ratio", [a["rate"] / b["rate"] for a, b in pairs], "x", least=least)

@@ -26,6 +26,7 @@ Say = Callable[[str], None]
 
 _CALM = 0.04  # processor seconds a second, below which a process rests
 _LOOK = 0.5  # seconds between looks
+_STATUS = "/admin/v1/status"
 _LOAD_PATIENCE = 900.0  # seconds
 _LONGEST = 256 * 2**20  # bytes of an answer
 
@@ -93,20 +94,31 @@ class Stage:
             link.name: drawn[link.name] - ready[link.name] for link, _ in device_links(self.testbed.topology)
         }
 
+    async def pools(self, node: str) -> list[dict[str, Any]]:
+        """What a node says of its pools (see `Pools.summary`)."""
+        (here,) = (each for each in self.testbed.state()["nodes"] if each["name"] == node)
+        async with self._operator() as session, session.get(here["admin_url"] + _STATUS) as answer:
+            pools: list[dict[str, Any]] = (await answer.json())["pools"]
+        return pools
+
     async def _ready_bits(self) -> Counter[str]:
         """Bits the nodes have drawn ahead, by link."""
-        state, found = self.testbed.state(), Counter[str]()
+        found: Counter[str] = Counter()
         names = {pair: link.name for link in self.testbed.topology.links for pair in _both_ways(link)}
-        admin = state["admin"]
-        trusted = client_context(
-            Credentials(Path(admin["cert"]), Path(admin["key"]), Path(admin["ca"])), Policy.COMPATIBLE
-        )
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session:
-            for node in state["nodes"]:
-                async with session.get(node["admin_url"] + "/admin/v1/status") as answer:
+        async with self._operator() as session:
+            for node in self.testbed.state()["nodes"]:
+                async with session.get(node["admin_url"] + _STATUS) as answer:
                     for link in (await answer.json())["links"]:
                         found[names[node["name"], link["peer"]]] += link["level_bits"] or 0
         return found
+
+    def _operator(self) -> aiohttp.ClientSession:
+        """Calls of the operator."""
+        admin = self.testbed.state()["admin"]
+        trusted = client_context(
+            Credentials(Path(admin["cert"]), Path(admin["key"]), Path(admin["ca"])), Policy.COMPATIBLE
+        )
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted))
 
     async def _drawn_bits(self) -> Counter[str]:
         """Bits the nodes have drawn from their devices, by link; every key is drawn at both ends."""
