@@ -62,8 +62,8 @@ e2e: install  ## tests with real processes, TLS and stores
 sim: install  ## seeded storms in virtual time: make sim SEEDS=2000, or SEED=17 for the story of one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --jobs $(JOBS))
 
-soak: install  ## the same with 100,000 seeds (hours)
-	$(BIN)/python -m tests.sim --seeds 100000 --jobs $(JOBS)
+soak: install  ## the same with 100,000 seeds (hours); stop it at any time, the same command goes on from .soak.json
+	$(BIN)/python -m tests.sim --seeds 100000 --state .soak.json --jobs $(JOBS)
 
 mutants: install  ## plant the bugs of tests/mutants/bugs.py and print how many are caught
 	$(BIN)/python -m tests.mutants --jobs $(JOBS)

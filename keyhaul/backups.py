@@ -23,7 +23,8 @@ from keyhaul.config import NodeConfig, load
 from keyhaul.config.write import write
 from keyhaul.errors import ConfigError, Refused, SealError
 from keyhaul.stores import backup, database
-from keyhaul.stores.backup import Items, Renewal
+from keyhaul.stores.backup import Items
+from keyhaul.stores.renewal import Renewal
 
 STORE, SLOTS, CONFIG, NETWORK = "keyhaul.db", "root.slots", "node.toml", "network.toml"
 MANIFEST = "manifest.json"

@@ -243,6 +243,8 @@ class Neighbourhood:
             peer_keys=peer_keys,
             own_keys=own_keys,
             device=keys,
+            epoch=self._ledger.incarnation[:8],
+            heard=made.link.heard,
         )
         return made
 

@@ -69,6 +69,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 @dataclass(slots=True)
 class _Outgoing:
     pair: Pair
+    key_id: bytes  # the destination's KEM key that it was made with
     since: float
     until: float
     confirmed: bool = False
@@ -199,21 +200,28 @@ class Pairing:
             # Somebody else may have waited for the same descriptor.
             held = None if once else self._outgoing.get(destination)
             if held is None or held.until < now:
-                pair = self._propose(destination, now, once)
+                key = self._directory.get(destination, now).key(self._kem, now)
+                pair = self._propose(destination, key, now, once)
                 if once:
                     return pair
-                held = self._outgoing[destination] = _Outgoing(pair, now, now + PAIR_LIFE)
+                held = _Outgoing(pair, key.id, now, now + PAIR_LIFE)
+                self._outgoing[destination] = held
         if held.confirmed:
             return Pair(held.pair.id, held.pair.secret)
         return held.pair
 
     def heard(self, node: str) -> None:
-        """A new descriptor of `node` is in the directory."""
+        """A new descriptor of `node` is in the directory.
+
+        One that announces another KEM key may have been restored, and then has no secret of a pair any more.
+        """
+        held = self._outgoing.get(node)
+        if held is not None and held.key_id not in [key.id for key in self._said(node).keys]:
+            self.forget(node)
         if news := self._expected.pop(node, None):
             news.set()
 
-    def _propose(self, destination: str, now: float, once: bool) -> Pair:
-        key = self._directory.get(destination, now).key(self._kem, now)
+    def _propose(self, destination: str, key: PublicKey, now: float, once: bool) -> Pair:
         shared, ciphertext = kem.encapsulate(self._kem, key.public)
         until = now + PAIR_LIFE + KEM_OVERLAP
         said = _Statement(self._signer.name, destination, self._kem, key.id, ciphertext, now, until, once)

@@ -121,6 +121,7 @@ class End:
         mode: Mode = Mode.EXPANDED,
         suite: Suite = Suite.HKDF_SHA384,
         clock: Clock | None = None,
+        epoch: bytes = b"",
         **device_options: Any,
     ) -> None:
         clock = clock or LoopClock()
@@ -135,7 +136,7 @@ class End:
             me=me,
             peer=peer,
             mode=mode,
-            epoch=b"epoch" + me.encode(),
+            epoch=epoch or b"epoch" + me.encode(),
             ledger=ledger,
             clock=clock,
             peer_keys=self.peer_keys,
@@ -153,6 +154,8 @@ class End:
             peer_keys=self.peer_keys,
             own_keys=self.own_keys,
             device=self.device,
+            epoch=epoch or b"epoch" + me.encode(),
+            heard=self.link.heard,
         )
 
     async def _call(self, peer: str, body: bytes) -> bytes:

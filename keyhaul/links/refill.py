@@ -3,6 +3,9 @@
 One small request and answer between neighbours, off the path of every key. Two loops, because devices
 answer a thousand times slower than nodes. A third one, once a day, has what is ready confirmed or made anew,
 so that the neighbour still holds its half, and erases what is held for the neighbour in vain.
+
+Both say which incarnation their store is of. A neighbour that was restored has lost its halves of what was
+agreed on before: nothing of that is used once it is heard of.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -26,21 +29,26 @@ from keyhaul.ports import Clock
 Call = Callable[[str, bytes], Awaitable[bytes]]
 """Posts a refill request to a neighbour and returns its answer."""
 
+Epoch = Annotated[bytes, msgspec.Meta(max_length=16)]
+"""The incarnation of a node's store, as envelopes name it; empty where it is not said."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 
 log = structlog.get_logger("keyhaul.refill")
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """`want` one-time keys, please; and do you hold these device keys?"""
+    """`want` one-time keys, please; and do you hold these device keys? `epoch` is that of envelopes."""
 
     want: int
     offers: tuple[str, ...]
+    epoch: Epoch = b""
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     batch: Batch | None
     held: tuple[str, ...]
+    epoch: Epoch = b""
 
 
 _request = msgspec.msgpack.Decoder(Request).decode
@@ -61,9 +69,11 @@ class Refill:
         peer_keys: Supply[OneTimeKey],
         own_keys: OneTimeKeys,
         device: DeviceKeys | None,
+        epoch: bytes,
+        heard: Callable[[bytes], None],
         renew: float = RENEW,
     ) -> None:
-        """`renew`: seconds between two rounds of renewal."""
+        """`epoch`: of this node's store; `heard` is told the neighbour's; `renew` is in seconds."""
         self._peer = peer
         self._call = call
         self._signer = signer
@@ -72,6 +82,8 @@ class Refill:
         self._peer_keys = peer_keys
         self._own_keys = own_keys
         self._device = device
+        self._epoch = epoch
+        self._heard = heard
         self._every = renew
 
     async def answer(self, body: bytes) -> bytes:
@@ -80,6 +92,7 @@ class Refill:
             request = _request(body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"the refill request cannot be read ({error})") from None
+        self._heard(request.epoch)
         batch = None
         if request.want > 0:
             batch = sign_batch(await self._own_keys.make(request.want), self._signer, self._peer)
@@ -88,7 +101,7 @@ class Refill:
             if self._device is None:
                 raise Malformed("device keys are offered on a link without a device")
             held = await self._device.hold(request.offers)
-        return msgspec.msgpack.encode(Reply(batch, tuple(held)))
+        return msgspec.msgpack.encode(Reply(batch, tuple(held), self._epoch))
 
     async def run(self) -> None:
         """Refill until cancelled."""
@@ -135,7 +148,7 @@ class Refill:
 
     async def fetch_keys(self) -> bool:
         """Ask for one-time keys once."""
-        reply = await self._ask(Request(self._peer_keys.shortage, ()))
+        reply = await self._ask(Request(self._peer_keys.shortage, (), self._epoch))
         if reply.batch is None:
             raise Malformed(f"{self._peer} sent no one-time keys")
         keys = check_batch(reply.batch, self._anchors, self._peer, self._signer.name, self._clock.now())
@@ -149,13 +162,15 @@ class Refill:
         offers = await device.draw()
         if not offers:
             return False
-        reply = await self._ask(Request(0, tuple(offers)))
+        reply = await self._ask(Request(0, tuple(offers), self._epoch))
         await device.confirm(offers, reply.held)
         return bool(reply.held)
 
     async def _ask(self, request: Request) -> Reply:
         answer = await self._call(self._peer, msgspec.msgpack.encode(request))
         try:
-            return _reply(answer)
+            reply = _reply(answer)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self._peer} sent a refill answer that cannot be read ({error})") from None
+        self._heard(reply.epoch)
+        return reply

@@ -109,7 +109,7 @@ class SealedLink:
         self._device = device
         self._suite = suite
         self._next = self._limit = 0
-        self._peer_epoch = b""  # of the last message accepted in this run
+        self._peer_epoch = b""  # what it said last in this run
         self._numbering = asyncio.Lock()
         self._claims: deque[str] = deque()
         self._claimed: set[str] = set()  # numbers that may be claimed; the ledger decides
@@ -213,6 +213,14 @@ class SealedLink:
         if self._device is not None and self._device.ahead:
             self._device.reoffer()
 
+    def heard(self, epoch: bytes) -> None:
+        """The neighbour says which store it runs on; another than before was restored, or made anew."""
+        if not epoch:
+            return
+        if self._peer_epoch not in (b"", epoch):
+            self.recheck()
+        self._peer_epoch = epoch
+
     def give_back(self, keys: list[tuple[str, Secret]], *, burned: bool) -> None:
         if self._device is not None and keys:
             self._device.give_back(keys, burned=burned)
@@ -255,9 +263,7 @@ class SealedLink:
 
     def accept(self, change: Change, header: Header) -> None:
         """Claim the message's number and erase its keys, all in one commit."""
-        if self._peer_epoch not in (b"", header.epoch):
-            self.recheck()  # another store than before: restored, or made anew
-        self._peer_epoch = header.epoch
+        self.heard(header.epoch)
         space = f"seen/{self.peer}"
         name = _claim_name(header)
         change.claim(space, name, header.message_id)

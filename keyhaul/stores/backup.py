@@ -1,12 +1,7 @@
 """Copies a node's store while it runs or stands still, and renews a copy so that nothing in it counts twice.
 
-A backup is as encrypted as the store: same pages, same keys, no key with it. What a restored copy says
-about keys may have been overtaken: they may have been handed out since. So before it is put in place
-
-    every key that was not final is expired, and its bits are gone: none is handed out a second time
-    messages that were under way are dropped: they would go out under numbers that were used
-    device keys, one-time keys and secrets of pairs are erased: no pad and no key is used twice
-    the store gets a new incarnation: messages are numbered anew, under a name they never had
+A backup is as encrypted as the store: same pages, same keys, no key with it. Before a copy is put in place
+it is renewed by the rules of `stores.renewal`.
 """
 
 from __future__ import annotations
@@ -14,33 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from keyhaul import lifecycle
 from keyhaul.errors import SealError
-from keyhaul.keys import Secret, State
-from keyhaul.stores import database
-from keyhaul.stores.database import INCARNATION_BYTES, DatabaseError
+from keyhaul.keys import Secret
+from keyhaul.stores import database, renewal
+from keyhaul.stores.database import DatabaseError
 from keyhaul.stores.engine import Statement
+from keyhaul.stores.renewal import Renewal
 from keyhaul.stores.sqlcipher import SqlcipherLedger
 
-_FOR_EVER = 1e15  # Unix seconds
-_LASTING = ("seen/*", "directory", "audit", "rollback")
-"""Spaces of items that stay good, as GLOB patterns; others hold what is used once, or was erased since."""
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """What became of a copy: keys expired, messages dropped, one-time items erased, its new incarnation."""
-
-    keys: int
-    messages: int
-    items: int
-    incarnation: str
+Items = dict[tuple[str, str], bytes]
 
 
 def copy(source: Path, target: Path, page_key: Secret) -> str:
@@ -98,43 +79,39 @@ def _copy(source: Path, target: Path, page_key: Secret) -> str:
     return bytes(found[0]).hex()
 
 
-Items = dict[tuple[str, str], bytes]
+class _Copy:
+    """A `renewal.Copy` of the durable store."""
+
+    def __init__(self, ledger: SqlcipherLedger) -> None:
+        self._submit = ledger.engine.submit
+
+    async def drop_messages(self) -> int:
+        return await self._submit([Statement("DELETE FROM outbox", ())])
+
+    async def erase_items(self, but: Sequence[str]) -> int:
+        others = " AND ".join("space NOT GLOB ?" for _ in but)
+        return await self._submit([Statement(f"DELETE FROM items WHERE {others}", tuple(but))])  # noqa: S608
+
+    async def rename(self, incarnation: bytes) -> None:
+        renamed = "UPDATE meta SET value = ? WHERE name = 'incarnation'"
+        await self._submit([Statement(renamed, (incarnation,))])
 
 
 async def renew(path: Path, page_key: Secret, field_key: Secret, items: Items) -> Renewal:
-    """Make a copy safe to go on with; see the module docstring. `items`, by space and name, are put in.
+    """Make a copy safe to go on with; `items`, by space and name, are put in.
 
     The copy must not be in place yet: a crash half-way leaves it half-renewed.
     """
     ledger = await SqlcipherLedger.open(path, page_key=page_key, field_key=field_key)
     try:
-        keys = await _expire(ledger)
-        submit = ledger.engine.submit
-        messages = await submit([Statement("DELETE FROM outbox", ())])
-        others = " AND ".join("space NOT GLOB ?" for _ in _LASTING)
-        erased = await submit([Statement(f"DELETE FROM items WHERE {others}", _LASTING)])  # noqa: S608
-        incarnation = secrets.token_bytes(INCARNATION_BYTES)
-        renamed = "UPDATE meta SET value = ? WHERE name = 'incarnation'"
-        await submit([Statement(renamed, (incarnation,))])
+        renewed = await renewal.renew(ledger, _Copy(ledger), time.time())
         async with ledger.edit() as change:
             for (space, name), value in items.items():
                 change.put(space, name, value)
     finally:
         await ledger.close()
     await asyncio.to_thread(flush, path)
-    return Renewal(keys, messages, erased, incarnation.hex())
-
-
-async def _expire(ledger: SqlcipherLedger) -> int:
-    count, now = 0, time.time()
-    while refs := await ledger.due(_FOR_EVER):
-        async with ledger.edit(*refs) as change:
-            for ref in refs:
-                row = change.rows[ref]
-                if row is not None and lifecycle.may(row, State.EXPIRED):
-                    lifecycle.step(row, State.EXPIRED, now)
-                    count += 1
-    return count
+    return renewed
 
 
 def flush(path: Path) -> None:

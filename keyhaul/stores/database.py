@@ -22,9 +22,9 @@ from sqlcipher3 import dbapi2 as sqlcipher
 from keyhaul.errors import SealError
 from keyhaul.keys import Secret
 from keyhaul.stores.records import BLOCKS, SCHEMA, SCHEMA_VERSION
+from keyhaul.stores.renewal import INCARNATION_BYTES
 
 PAGE_KEY_BYTES = 48
-INCARNATION_BYTES = 16
 OLDEST_SCHEMA = 1
 INTEGRITY_LIMIT_BYTES = 256 * 2**20
 MIN_SQLITE = (3, 51, 3)  # earlier ones can lose a write-ahead log that two connections share

@@ -58,6 +58,7 @@ class _Key:
     fetched: list[Event] = field(default_factory=list)
     fetching: list[Event] = field(default_factory=list)
     minted: list[Event] = field(default_factory=list)
+    stored: list[Event] = field(default_factory=list)
     ended: list[Event] = field(default_factory=list)  # voided for somebody, expired at a node
 
 
@@ -71,12 +72,15 @@ class _View:
     begun: dict[int, float] = field(default_factory=dict)  # when each request left
     outcome: dict[int, Event] = field(default_factory=dict)
     homes: dict[str, str] = field(default_factory=dict)  # SAE -> node
+    restored: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # node -> when
 
     def __post_init__(self) -> None:
         for event in self.events:
             if event.verb == "home":
                 self.homes.update((sae, event.who) for sae in event.to)
-            elif event.verb in ("got", "fetched", "fetching", "minted"):
+            elif event.verb == "restored":
+                self.restored[event.who].append(event.at)
+            elif event.verb in ("got", "fetched", "fetching", "minted", "stored"):
                 getattr(self.keys[event.key_id], event.verb).append(event)
             elif event.verb in ("voided", "expired"):
                 self.keys[event.key_id].ended.append(event)
@@ -122,13 +126,19 @@ def no_id_again(view: _View) -> Found:
 
 
 def fetchable(view: _View) -> Found:
-    """What a master received, every named slave can fetch until it expires, is void, or was fetched."""
+    """What a master received, every named slave can fetch until it expires, is void, or was fetched.
+
+    A backup is older than what happened since: a slave's node that is restored has none of the keys it held.
+    """
     for key_id, key in view.keys.items():
         for got in key.got[:1]:
             dead = min((event.at for event in key.ended), default=float("inf"))
             dead = min(dead, got.at + view.limits.ttl - view.limits.skew)
             for slave in got.to:
-                yield from _lost(view, key_id, key, got, slave, dead)
+                home = view.home(slave)
+                held = min([got.at, *(event.at for event in key.stored if event.who == home)])
+                gone = min((at for at in view.restored[home] if at >= held), default=dead)
+                yield from _lost(view, key_id, key, got, slave, min(dead, gone))
 
 
 def _lost(view: _View, key_id: str, key: _Key, got: Event, slave: str, dead: float) -> Found:

@@ -173,7 +173,11 @@ def seeds() -> dict[str, dict[str, bytes]]:
         },
         "dense_polynomial": {"zero": bytes(17), "ones": bytes([255] * 17), "small": bytes(range(34))},
         "records": {"one": pack([[pack(descriptor), b"vigo", b"signature"]]), "none": pack([])},
-        "refill_request": {"want": pack([4, ["k1", "k2"]]), "reply": pack([batch, ["k1"]])},
+        "refill_request": {
+            "want": pack([4, ["k1", "k2"]]),
+            "reply": pack([batch, ["k1"]]),
+            "epoch": pack([0, ["k1"], bytes(8)]),
+        },
         "agent_step": {
             "stage": _json({"key_ID": ID, "in_use": ID}),
             "settle": _json({"key_ID": ID, "in_use": None}),

@@ -7,6 +7,7 @@ process of its own. Exit code 0: all were caught; 1: one was not, or does not fi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from tests.mutants.bugs import BUGS, Bug
 from tests.mutants.hunt import CAUGHT
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 30  # storms for each bug of the table
 SEEDS_FOR_A_PATCH = 500
 ALL_TESTS = ("tests/unit", "tests/contracts", "tests/vectors", "tests/sim")
 LONGEST = 600.0  # seconds for one hunt; a bug that never comes to an end is caught by then
@@ -87,9 +87,13 @@ def table(bugs: Sequence[Bug], jobs: int) -> int:
     """Plant every bug of a table and print the score."""
 
     def one(bug: Bug) -> Hunt:
-        return hunt(bug.name, lambda folder: alter(bug, folder / "keyhaul"), SEEDS, bug.tests)
+        return hunt(bug.name, lambda folder: alter(bug, folder / "keyhaul"), bug.seeds, bug.tests)
 
     begun = time.monotonic()
+    for bug in bugs:
+        if not _can_be_seen(bug):
+            print(f"  skipped {bug.name}\n          {bug.needs} is not installed")
+    bugs = [bug for bug in bugs if _can_be_seen(bug)]
     for bug in bugs:  # all of them fit, before the first takes its time
         with tempfile.TemporaryDirectory() as made:
             target = Path(made) / bug.file
@@ -106,6 +110,10 @@ def table(bugs: Sequence[Bug], jobs: int) -> int:
             found.append(result.caught)
     print(f"{sum(found)} of {len(found)} planted bugs caught, {time.monotonic() - begun:.0f} s")
     return 0 if all(found) else 1
+
+
+def _can_be_seen(bug: Bug) -> bool:
+    return not bug.needs or importlib.util.find_spec(bug.needs) is not None
 
 
 def main() -> int:

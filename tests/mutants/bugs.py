@@ -18,6 +18,10 @@ class Bug:
     old: str
     new: str
     tests: tuple[str, ...] = ()
+    needs: str = ""
+    """A module without which nobody can see it."""
+    seeds: int = 30
+    """Storms to look for it in, at most."""
 
 
 BUGS = (
@@ -171,5 +175,44 @@ BUGS = (
         "await self._noted(lambda: outcome.refused(message, answer))",
         "await outcome.refused(message, answer)",
         ("tests/unit/test_outbox.py",),
+    ),
+    Bug(
+        "a restored node numbers its messages under its old incarnation",
+        "stores/renewal.py",
+        "    await copy.rename(incarnation)\n",
+        "    pass\n",
+    ),
+    Bug(
+        "a restored node gives the keys of its backup out once more",
+        "stores/renewal.py",
+        "    keys = await _expire(ledger, now)\n",
+        "    keys = 0\n",
+        seeds=150,
+    ),
+    Bug(
+        "a restored node uses the one-time keys and pads of its backup",
+        "stores/renewal.py",
+        'LASTING = ("seen/*", "directory", "audit", "rollback")',
+        'LASTING = ("*",)',
+    ),
+    Bug(
+        "nobody is told that a neighbour was restored",
+        "links/sealed.py",
+        '        if self._peer_epoch not in (b"", epoch):',
+        "        if False:",
+        ("tests/unit/test_refill.py",),
+    ),
+    Bug(
+        "a destination that was restored is still sent keys under a secret it lost",
+        "pairing.py",
+        "            self.forget(node)\n",
+        "            pass\n",
+    ),
+    Bug(
+        "scheme blind leaves its encryption out",
+        "schemes/seal.py",
+        "uppers.append(dense.bytes_of(upper ^ bits))",
+        "uppers.append(dense.bytes_of(bits))",
+        needs="seal",
     ),
 )

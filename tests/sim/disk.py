@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from uuid import UUID
 
 from keyhaul.errors import StoreUnavailable
 from keyhaul.keys import Message, Ref, Row, Secret
+from keyhaul.stores import renewal
 from keyhaul.stores.change import StagedChange
 from keyhaul.stores.memory import MemoryLedger
 
@@ -27,11 +29,42 @@ class Tables:
     rows: dict[Ref, Row] = field(default_factory=dict)
     queue: dict[UUID, Message] = field(default_factory=dict)
     items: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    incarnation: bytes = b""
 
     def copy(self) -> Tables:
         """As a backup would keep it; the originals' secrets are wiped when rows change."""
         rows = {ref: replace(row.draft(), secret=_copied(row.secret)) for ref, row in self.rows.items()}
-        return Tables(rows, dict(self.queue), dict(self.items))
+        return Tables(rows, dict(self.queue), dict(self.items), self.incarnation)
+
+
+async def renewed(backup: Tables, now: float) -> Tables:
+    """A node's disk after `keyhaul restore`, at Unix time `now`; the backup itself may be restored again."""
+    copy = Bench(backup.copy())
+    await renewal.renew(copy, copy, now)
+    return copy.tables
+
+
+class Bench(MemoryLedger):
+    """A backup on the bench: the ledger and the `renewal.Copy` of tables that no node runs on."""
+
+    def __init__(self, tables: Tables) -> None:
+        super().__init__()
+        self.tables = tables
+        self._rows, self._queue, self._items = tables.rows, tables.queue, tables.items
+
+    async def drop_messages(self) -> int:
+        count = len(self._queue)
+        self._queue.clear()
+        return count
+
+    async def erase_items(self, but: Sequence[str]) -> int:
+        gone = [item for item in self._items if not any(fnmatchcase(item[0], glob) for glob in but)]
+        for item in gone:
+            del self._items[item]
+        return len(gone)
+
+    async def rename(self, incarnation: bytes) -> None:
+        self.tables.incarnation = incarnation
 
 
 def _copied(secret: Secret | None) -> Secret | None:

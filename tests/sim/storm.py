@@ -17,13 +17,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from keyhaul import story
+from keyhaul.config import BlindConfig
+from keyhaul.config.schemes import missing_libraries
 from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.messages.etsi014 import LABELS, Delivered, Order
 from keyhaul.testbed.clock import run
 from keyhaul.testbed.history import History, tell
 from keyhaul.testbed.invariants import Limits, Violation, check
 from tests.sim.seeded import seeded
-from tests.sim.weather import disturb, set_weather
+from tests.sim.weather import disturb, restore, set_weather
 from tests.sim.world import STOCK, SimNode, World
 
 TOPOLOGIES: dict[str, list[tuple[str, str, str]]] = {
@@ -37,6 +39,8 @@ RECOVERY = 100.0  # seconds after which every request succeeds again
 PATIENCE = 30.0  # seconds an application waits for an answer
 JUMP = 60.0  # seconds a clock may jump
 CALM_TTL = 86_400.0
+RESTORED = 0.3  # share of storms in which nodes come back from old backups
+BLIND = 0.06  # share of storms whose scheme is `blind`, where SEAL is there
 LONGEST = 5_000.0  # seconds that a calm may take
 
 
@@ -295,7 +299,7 @@ class Storm:
                 note(f"{here} of {edge.a}={edge.b}", "account", name="out held at both ends", value=held)
 
 
-MOST = {"kem": 300, "pad": 64, "seen": 8192, "pair": 64, "sequence": 8, "directory": 8}
+MOST = {"kem": 300, "pad": 64, "seen": 8192, "pair": 64, "sequence": 8, "directory": 8, "bfv": 8}
 """Items a node may keep of each kind, for each neighbour."""
 
 
@@ -310,6 +314,7 @@ class Outcome:
 
     seed: int
     shape: str
+    scheme: str
     settings: str
     history: History
     violations: list[Violation]
@@ -346,7 +351,14 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
         "scheme": rng.choice(("auto", "auto", "trusted", "masked")),
     }
     foreign = {"kme": rng.choice(links)[0]} if rng.random() < 0.4 else {}
+    more = random.Random(
+        f"more {seed}"
+    )  # what came later has dice of its own: the other storms stay as they were
+    restored, blind = more.random() < RESTORED, more.random() < BLIND and not missing_libraries()
+    if blind:
+        settings["scheme"] = "blind"
     world = World(seed, links, foreign, {"sae-2": links[0][1]}, **settings)
+    world.blind = dict.fromkeys(world.nodes, BlindConfig(enabled=blind))
     for kme in world.foreigners.values():
         kme.lively = True
     storm = Storm(seed, rng, shape, world)
@@ -357,6 +369,8 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
             tasks.create_task(storm.application(random.Random(seed * 7 + at)))
         tasks.create_task(storm.other_maker(random.Random(seed * 7 + 5)))
         tasks.create_task(disturb(world, rng))
+        if restored:
+            tasks.create_task(restore(world, more))
     try:
         async with asyncio.timeout(LONGEST):
             await storm.calm()
@@ -365,4 +379,4 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
     storm.measure(logs)
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
     violations = check(world.history, storm.limits)
-    return Outcome(seed, shape, said, world.history, violations, list(world.broken))
+    return Outcome(seed, shape, world.settings.scheme, said, world.history, violations, list(world.broken))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterable
 
 from tests.sim.storm import run_seed
+
+
+def quiet() -> None:
+    """For a worker: Ctrl-C is its parent's business, and the chunk under way is finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def storms(seeds: Iterable[int]) -> tuple[Counter[str], list[tuple[int, str]]]:
@@ -17,6 +23,7 @@ def storms(seeds: Iterable[int]) -> tuple[Counter[str], list[tuple[int, str]]]:
         seen["seeds"] += 1
         seen["events"] += len(outcome.history)
         seen[f"network: {outcome.shape}"] += 1
+        seen[f"scheme: {outcome.scheme}"] += 1
         for event in outcome.history:
             if event.verb == "fault":
                 text = event.text.partition(" is killed")
@@ -29,7 +36,7 @@ def storms(seeds: Iterable[int]) -> tuple[Counter[str], list[tuple[int, str]]]:
 
 
 def _kind(text: str) -> str:
-    for word in ("cut", "dry", "disagree", "full", "jumps", "cheats", "swallows", "acknowledges"):
+    for word in ("cut", "dry", "disagree", "full", "jumps", "cheats", "swallows", "acknowledges", "restored"):
         if word in text:
             return word
     return text

@@ -6,6 +6,7 @@ KEYHAUL_SEEDS sets how many seeds run; `make sim SEED=17` tells the story of one
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import random
 import subprocess
@@ -55,7 +56,7 @@ def _point(text: str) -> str:
 
 # ---------------------------------------------------------------------- the same seed, the same storm
 
-TRACE = "from tests.sim.storm import run_seed; print([run_seed(n).history.trace() for n in (3, 4, 5)])"
+TRACE = "from tests.sim.storm import run_seed; print([run_seed(n).history.trace() for n in (3, 4, 5, 2, 60)])"
 
 
 def test_the_same_seed_gives_the_same_trace_in_every_process() -> None:
@@ -71,7 +72,14 @@ def test_the_same_seed_gives_the_same_trace_in_every_process() -> None:
         for hash_seed in ("1", "2")
     ]
     assert traces[0] == traces[1]
-    assert str([run_seed(number).history.trace() for number in (3, 4, 5)]) + "\n" == traces[0]
+    assert str([run_seed(number).history.trace() for number in (3, 4, 5, 2, 60)]) + "\n" == traces[0]
+
+
+def test_these_seeds_have_every_kind_of_storm() -> None:
+    """2 has scheme `blind`, where Microsoft SEAL is there, and 60 a restored node."""
+    happened, _ = storms((2, 60))
+    assert happened["fault: restored"] > 0
+    assert happened["scheme: blind"] == (1 if importlib.util.find_spec("seal") else 0)
 
 
 def test_another_seed_gives_another_trace() -> None:
@@ -106,7 +114,9 @@ def calm_world(seed: int, spoil: str) -> Outcome:
                 await asyncio.sleep(2.0)
         await storm.calm()
         storm.measure(logs)
-        return Outcome(seed, "line", spoil, world.history, check(world.history, storm.limits), world.broken)
+        return Outcome(
+            seed, "line", "auto", spoil, world.history, check(world.history, storm.limits), world.broken
+        )
 
     with seeded(seed) as logs:
         return run(main(logs))

@@ -35,6 +35,17 @@ async def disturb(world: World, rng: random.Random) -> None:
         await rng.choice(kinds)(world, rng)
 
 
+async def restore(world: World, rng: random.Random) -> None:
+    """One node or two come back from backups that life has overtaken."""
+    for _ in range(rng.randrange(1, 3)):
+        await asyncio.sleep(rng.uniform(0.0, 3.0))
+        names = rng.sample(sorted(world.nodes), k=rng.choice((1, 1, 2)))
+        backups = {name: world.nodes[name].disk.tables.copy() for name in names}
+        await asyncio.sleep(rng.uniform(0.5, 5.0))
+        alive = [name for name in names if world.nodes[name].alive]
+        await asyncio.gather(*(world.restore(name, backups[name], rng.uniform(0.0, 2.0)) for name in alive))
+
+
 Disturbance = Callable[[World, random.Random], Awaitable[None]]
 
 

@@ -45,9 +45,10 @@ from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
+from keyhaul.stores.renewal import INCARNATION_BYTES
 from keyhaul.testbed.history import History
 from keyhaul.whispers import Whispers
-from tests.sim.disk import Disk, SimLedger
+from tests.sim.disk import Disk, SimLedger, Tables, renewed
 from tests.sim.parts import DevicePair, SimAnchors, SimClock, SimSigner, world_clock
 from tests.sim.watching import Watched, committed, contents
 from tests.sim.wire import SimForeign, SimPeers, material
@@ -98,6 +99,7 @@ class SimNode:
         self.world = world
         self.name = name
         self.disk = Disk(world.rng)
+        self.disk.tables.incarnation = hashlib.sha256(name.encode()).digest()[:INCARNATION_BYTES]
         self.ledger = self._ledger()
         self.alive = False
         self.life = 0
@@ -236,7 +238,7 @@ class SimNode:
             me=self.name,
             peer=peer,
             mode=Mode(edge.mode),
-            epoch=hashlib.sha256(self.name.encode()).digest()[:8],
+            epoch=self.disk.tables.incarnation[:8],
             ledger=self.ledger,
             clock=clock,
             peer_keys=peer_keys,
@@ -252,6 +254,8 @@ class SimNode:
             peer_keys=peer_keys,
             own_keys=own_keys,
             device=device,
+            epoch=self.disk.tables.incarnation[:8],
+            heard=self.links[peer].heard,
             renew=RENEW,
         )
 
@@ -389,6 +393,15 @@ class World:
                 return
             self.notes.append(f"{name} does not come up: {task.exception()}")
             node.crash()
+
+    async def restore(self, name: str, backup: Tables, down: float) -> None:
+        """End a node that runs, put an old backup in the place of its disk, and start it again."""
+        node = self.nodes[name]
+        node.crash()
+        self.history.note("world", "fault", text=f"{name} is restored from a backup")
+        self.history.note(name, "restored")
+        node.disk.tables = await renewed(backup, world_clock.now())
+        await self.revive(name, down)
 
     def replay(self, node: SimNode) -> None:
         """Somebody recorded a message for this node and sends it once more."""

@@ -217,6 +217,32 @@ def test_a_request_after_the_end_of_its_time_may_be_refused() -> None:
     assert check(script.history, LIMITS) == []
 
 
+@pytest.mark.parametrize(
+    ("node", "early", "lost"), [("c", False, False), ("b", False, True), ("c", True, True)]
+)
+def test_only_what_a_slaves_node_held_before_it_was_restored_may_be_gone(
+    node: str, early: bool, lost: bool
+) -> None:
+    script = good()
+    for first in (early, not early):
+        if first:
+            script("restored", node)
+        else:
+            script("stored", "c", key_id="k5")
+            script.ask("sae-a", ("sae-c",), "k5", b"five")
+    script.fetch("sae-c", "k5", None, status=400)
+    assert [violation.number for violation in check(script.history, LIMITS)] == [4] * lost
+
+
+def test_a_key_of_a_stock_may_be_gone_although_its_master_gets_it_later() -> None:
+    script = good()
+    script("stored", "c", key_id="k5")
+    script("restored", "c")
+    script.ask("sae-a", ("sae-c",), "k5", b"five")
+    script.fetch("sae-c", "k5", None, status=400)
+    assert check(script.history, LIMITS) == []
+
+
 SAES = ("sae-a", "sae-b", "sae-c")
 PLANS = st.lists(
     st.tuples(

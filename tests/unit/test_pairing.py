@@ -119,6 +119,29 @@ def test_the_statement_travels_until_it_was_confirmed_and_again_after_forget() -
     run(story())
 
 
+def test_a_destination_that_announces_another_kem_key_is_sent_the_statement_again() -> None:
+    async def story() -> None:
+        net = Net()
+        await net.start()
+        first = await net.out("vigo", "bilbao")
+        net.nodes["vigo"].confirmed("bilbao", net.clock.now())
+        net.announce()
+        net.nodes["vigo"].heard("bilbao")
+        assert not (await net.out("vigo", "bilbao")).statement, "the same keys as before"
+        net.ledgers["bilbao"] = MemoryLedger()  # restored: keys and secrets of pairs were erased
+        net.clock.time += 1
+        await net.start("bilbao")
+        net.directories["vigo"].receive(net.nodes["bilbao"].announce(), net.clock.now())
+        net.directories["bilbao"].receive(net.nodes["vigo"].announce(), net.clock.now())
+        net.nodes["vigo"].heard("bilbao")
+        again = await net.out("vigo", "bilbao")
+        assert again.statement
+        assert again.id != first.id
+        assert await net.taken("bilbao", again, "vigo") == again.secret.reveal()
+
+    asyncio.run(story())
+
+
 def test_keys_sent_under_the_last_secret_do_not_confirm_the_new_one() -> None:
     async def story() -> None:
         here = await net()

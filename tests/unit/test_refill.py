@@ -176,6 +176,46 @@ def test_an_answer_that_cannot_be_read_is_malformed() -> None:
     run(story())
 
 
+@pytest.mark.parametrize("hears", ["a request", "a reply"])
+def test_nothing_agreed_on_with_a_neighbour_is_used_after_it_was_restored(hears: str) -> None:
+    async def story() -> None:
+        devices = Devices()
+        a, b = await neighbours(devices, low=2, high=4)
+        old = set(await b.ledger.items("kem/a"))
+        restored = End("b", "a", MemoryLedger(), devices, epoch=b"restored", low=2, high=4)
+        a.other, restored.other = restored, a
+        await restored.start()
+        assert a.device is not None
+        assert len(a.peer_keys) > 0 < len(a.device.supply)
+        await a.peer_keys.take(1, 1.0)  # so that it has a reason to ask
+        if hears == "a request":
+            await restored.refill.fetch_keys()
+            assert len(a.peer_keys) == 0 == len(a.device.supply)
+        await a.refill.fetch_keys()
+        taken = await a.peer_keys.take(len(a.peer_keys), 1.0)
+        assert taken
+        assert not old & {key.id.hex() for key in taken}
+        assert len(a.device.supply) == 0, "offered again before they are used"
+        await a.refill.offer_keys()
+        ready = {name for name, _ in a.device.supply._items}
+        assert ready <= set(await restored.ledger.items("pad/a/in"))
+
+    run(story())
+
+
+def test_a_neighbour_that_says_nothing_of_its_store_or_the_same_keeps_what_was_agreed_on() -> None:
+    async def story() -> None:
+        a, _ = await neighbours()
+        ready = len(a.peer_keys)
+        for epoch in (b"", b"epochb", b""):
+            await a.refill.answer(msgspec.msgpack.encode(Request(0, (), epoch)))
+        assert len(a.peer_keys) == ready > 0
+        with pytest.raises(Malformed):
+            await a.refill.answer(msgspec.msgpack.encode(Request(0, (), bytes(17))))
+
+    run(story())
+
+
 def test_nobody_gets_more_than_a_batch_at_once() -> None:
     async def story() -> None:
         a, _ = await neighbours()
