@@ -6,15 +6,18 @@ import asyncio
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from keyhaul.cli import FAILED, INTERRUPTED
 from keyhaul.cli.output import note, say, table
+from keyhaul.errors import ConfigError
 
 if TYPE_CHECKING:
-    from keyhaul.testbed.chaos.campaign import Outcome
+    from keyhaul.testbed.chaos.report import Outcome
+
+Kind = Literal["auto", "namespaces", "proxies"]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,35 +30,48 @@ def chaos(
     kills: Annotated[int, typer.Option(help="How many times a node is killed with SIGKILL.")] = 300,
     seconds: Annotated[float, typer.Option(help="How long each other fault lasts.")] = 8.0,
     only: Annotated[str, typer.Option(help="Only faults whose name contains this.")] = "",
+    network: Annotated[str, typer.Option(help="What wires are: namespaces, proxies, or auto.")] = "auto",
     file: Annotated[Path | None, typer.Option("--json", help="Write the report there as JSON.")] = None,
     story: Annotated[Path | None, typer.Option("--history", help="Write the whole history there.")] = None,
 ) -> None:
-    """Keep a network under load while wires, nodes, disks, devices and callers fail; check every promise."""
+    """Keep a network under load while wires, nodes, disks, devices and callers fail; check every promise.
+
+    SIGTERM and Ctrl-C end the run; what was done until then is reported, and the exit code is 130.
+    """
     from keyhaul.testbed.chaos import campaign
     from keyhaul.testbed.chaos.faults import FAULTS
-    from keyhaul.testbed.interrupt import Interruptible
+    from keyhaul.testbed.interrupt import wished
     from keyhaul.testbed.topology import named
 
     faults = [fault for fault in FAULTS if only in fault.name]
-    plan = campaign.Plan(fault=seconds, kills=kills, faults=faults)
-    outcomes: list[Outcome] = []
+    plan = campaign.Plan(fault=seconds, kills=kills, faults=faults, network=_kind(network))
 
-    async def go(directory: Path) -> bool:
-        with Interruptible() as wish:
-            outcomes.append(await campaign.run(named(topology), directory, plan, note, story))
-        return wish.came
+    async def go(directory: Path) -> Outcome:
+        with wished() as stop:
+            return await campaign.run(named(topology), directory, plan, note, story, stop)
 
     with tempfile.TemporaryDirectory(prefix="keyhaul-chaos-") as folder:
-        interrupted = asyncio.run(go(Path(folder) / "net"))
-    if interrupted or not outcomes:
-        raise typer.Exit(INTERRUPTED)
-    _show(outcomes[0])
+        outcome = asyncio.run(go(Path(folder) / "net"))
+    _show(outcome)
     if file is not None:
-        command = f"keyhaul chaos {topology} --kills {kills} --seconds {seconds:g}"
-        file.write_text(json.dumps(outcomes[0].document(command), indent=1) + "\n")
+        command = (
+            f"keyhaul chaos {topology} --kills {kills} --seconds {seconds:g} --network {outcome.network}"
+        )
+        if only:
+            command += f" --only '{only}'"
+        file.write_text(json.dumps(outcome.document(command), indent=1) + "\n")
         say(f"written to {file}")
-    if outcomes[0].violations or outcomes[0].never_fetched:
+    if not outcome.held:
         raise typer.Exit(FAILED)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _kind(word: str) -> Kind:
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    if word not in kinds:
+        raise ConfigError(f"--network {word}: no such network", f"use {', '.join(kinds)}")
+    return next(kind for kind in kinds if kind == word)
 
 
 def _show(outcome: Outcome) -> None:
@@ -80,9 +96,11 @@ def _show(outcome: Outcome) -> None:
             for row in outcome.rows
         ],
     )
+    if outcome.interrupted:
+        say("interrupted: this is what was done until then")
     say(
-        f"{outcome.kills} kills; {outcome.keys_got} keys acknowledged, {outcome.keys_fetched} fetched, "
-        f"{outcome.never_fetched} not to be had at the end; "
+        f"wires: {outcome.network or 'none yet'}; {outcome.kills} kills; {outcome.keys_got} keys "
+        f"acknowledged, {outcome.keys_fetched} fetched, {outcome.never_fetched} not fetched at the end; "
         f"{len(outcome.violations)} promises broken of those looked at ({outcome.promises})"
     )
     for text in outcome.stories:

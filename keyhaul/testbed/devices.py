@@ -1,10 +1,10 @@
 """A simulated QKD device in its own process: `python -m keyhaul.testbed.devices --config FILE`.
 
-It serves ETSI GS QKD 014 over mutual TLS on a socket that was handed over, or on a port of 127.0.0.1 that
-the system picks, says where in its ready file (`{"name", "url", "pid"}`, written whole or not at all), and
-ends on SIGTERM or SIGINT with exit code 0. The configuration is TOML or JSON (`DeviceConfig`); it and the
-seed file must be readable by their owner alone. A wrong configuration ends with exit code 2 and one line on
-stderr.
+It serves ETSI GS QKD 014 over mutual TLS on the sockets that were handed over (`device`, for its node and its
+peer, and `operator`, for whoever runs the testbed), or on a port of 127.0.0.1 that the system picks; says
+where in its ready file (`{"name", "url", "pid"}`, written whole or not at all), and ends on SIGTERM or SIGINT
+with exit code 0. The configuration is TOML or JSON (`DeviceConfig`); it and the seed file must be readable by
+their owner alone. A wrong configuration ends with exit code 2 and one line on stderr.
 """
 
 from __future__ import annotations
@@ -153,11 +153,13 @@ class Device:
         runner = web.AppRunner(self._app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
         await runner.setup()
         try:
-            listener = inherited(frozenset({"device"})).get("device") or listening()
-            await web.SockSite(runner, listener, ssl_context=self._server_tls).start()
-            port = listener.getsockname()[1]
+            handed = inherited(frozenset({"device", "operator"}))
+            sockets = [handed[name] for name in sorted(handed)] or [listening()]
+            for each in sockets:
+                await web.SockSite(runner, each, ssl_context=self._server_tls).start()
+            url = "https://{}:{}".format(*sockets[0].getsockname())
             ready = Path(self._config.ready)
-            _announce(ready, Ready(self._config.name, f"https://127.0.0.1:{port}", os.getpid()))
+            _announce(ready, Ready(self._config.name, url, os.getpid()))
             await stop.wait()
             _withdraw(ready)
         finally:

@@ -1,9 +1,10 @@
 """Becomes another program that cannot outlive its parent, with listening sockets as systemd hands them over.
 
-    python -S launch.py PARENT_PID NAME:NAME FD,FD COMMAND …
+    python -S launch.py PARENT_PID NAME:NAME FD,FD NAMESPACE_FD COMMAND …
 
 Run by path and without site packages, because it stands in front of every process of a testbed. The sockets
 follow sd_listen_fds(3): descriptors from 3 on, and LISTEN_PID, which only the process itself can know.
+Where a network namespace is given, the program lives in it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ import sys
 
 _PR_SET_PDEATHSIG = 1  # prctl(2); it survives execve(2)
 _FIRST = 3  # SD_LISTEN_FDS_START
+_CLONE_NEWNET = 0x40000000  # setns(2)
 
 
 def main(argv: list[str]) -> None:
     """Replace this process; returns only if the parent is gone already."""
-    parent, names, numbers, *command = argv
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent, names, numbers, namespace, *command = argv
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):
         return  # it died before the call above could know it
+    if namespace:
+        if libc.setns(int(namespace), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "the namespace cannot be entered")
+        os.close(int(namespace))
     if numbers:
         _place([int(number) for number in numbers.split(",")])
         os.environ.update(

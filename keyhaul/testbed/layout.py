@@ -60,8 +60,11 @@ class Certificates:
 class Layout:
     """The files of one testbed. Everything under `directory` is 0700 or 0600, certificates apart."""
 
-    def __init__(self, topology: Topology, directory: Path) -> None:
+    def __init__(
+        self, topology: Topology, directory: Path, addresses: Mapping[str, str] | None = None
+    ) -> None:
         self.topology = topology
+        self._addresses = addresses or {}
         self.directory = directory.resolve()
         self.domains = {node.name: node.domain for node in topology.nodes}
         self.spots = [spot for link, presets in device_links(topology) for spot in _spots(link, presets)]
@@ -72,6 +75,14 @@ class Layout:
             (self.directory / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         for node in self.topology.nodes:
             self.node_folder(node.name).mkdir(mode=0o700, exist_ok=True)
+
+    def site(self, process: str) -> str:
+        """The node at whose site a process runs: a device's node, or the node itself."""
+        return next((spot.node for spot in self.spots if spot.name == process), process)
+
+    def hosts(self, node: str) -> tuple[str, ...]:
+        """Under which a node and its devices are reached; their certificates name them."""
+        return (*HOSTS, self._addresses[node]) if node in self._addresses else HOSTS
 
     def node_folder(self, node: str) -> Path:
         """Where one node keeps its configuration and its store."""
@@ -108,9 +119,14 @@ class Layout:
         clients = {key: pki.device_client(*key) for key in sorted(people)}
         admin = pki.admin(pki.domains[0], OPERATOR)
         return Certificates(
-            ports={node.name: _ports(pki, node, anchors) for node in self.topology.nodes},
+            ports={
+                node.name: _ports(pki, node, self.hosts(node.name), anchors) for node in self.topology.nodes
+            },
             saes={sae: pki.sae(node.domain, sae) for node in self.topology.nodes for sae in node.saes},
-            devices={name: pki.device(domain, name, HOSTS) for name, domain in home.items()},
+            devices={
+                spot.name: pki.device(home[spot.name], spot.name, self.hosts(spot.node))
+                for spot in self.spots
+            },
             clients={spot.name: clients[home[spot.name], spot.node] for spot in self.spots},
             channels={name: pki.device_client(domain, name) for name, domain in home.items()},
             operators={domain: pki.device_client(domain, OPERATOR) for domain in sorted(set(home.values()))},
@@ -189,8 +205,7 @@ class Layout:
             "ready_file": self.ready_file(node.name),
             "listeners": {
                 port: {
-                    "host": "127.0.0.1",
-                    "port": int(urls[node.name][port].rpartition(":")[2]),
+                    **_host_and_port(urls[node.name][port]),
                     **pem_paths(certificates.ports[node.name][port]),
                     "tls": tls[port],
                 }
@@ -247,11 +262,16 @@ def _spots(link: Link, presets: tuple[str, str]) -> list[DeviceSpot]:
     ]
 
 
-def _ports(pki: Pki, node: Node, admin_anchors: Path) -> dict[str, Files]:
+def _host_and_port(url: str) -> dict[str, object]:
+    host, _, port = url.removeprefix("https://").rpartition(":")
+    return {"host": host, "port": int(port)}
+
+
+def _ports(pki: Pki, node: Node, hosts: tuple[str, ...], admin_anchors: Path) -> dict[str, Files]:
     admin = pki.admin_port(node.domain, node.name, HOSTS)
     return {
         "sae": pki.sae_port(node.domain, node.name, HOSTS),
-        "node": pki.node(node.domain, node.name, HOSTS),
+        "node": pki.node(node.domain, node.name, hosts),
         "admin": Files(admin.cert, admin.key, admin_anchors),
     }
 

@@ -8,6 +8,7 @@ again on the same ports. Children die with their parent, however it dies.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import shutil
 import socket
@@ -16,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from keyhaul.config import NodeConfig, load
 from keyhaul.config.write import write
@@ -39,6 +40,18 @@ Way = Callable[[str, str, str, int], Awaitable[tuple[str, int]]]
 """Gives the address at which a node reaches a neighbour that listens on a host and port."""
 
 
+class Place(Protocol):
+    """Where a node lives with its devices: a network namespace, its descriptor, and its address there."""
+
+    @property
+    def descriptor(self) -> int: ...
+    @property
+    def address(self) -> str: ...
+
+    def listening(self, port: int = 0) -> socket.socket:
+        """A listening socket inside, as `keyhaul.testbed.processes.listening` makes it outside."""
+
+
 def _quiet(_: str) -> None:
     """Nobody watches."""
 
@@ -48,8 +61,10 @@ class Testbed:
 
     `settings` are tables for every node's configuration, such as `{"delivery": {"pool": 8}}`. `cheats` names
     nodes that do what `keyhaul.testbed.faults` says to keys that pass them. `progress` is told each step in a
-    few words. `way` may put something between two nodes; `environment` is added to that of each node. Raises
-    ConfigError if the directory is in use, Unavailable if a process does not come up.
+    few words. `way` may put something between two nodes; `environment` is added to that of each node.
+    `places` are namespaces by node: node and device ports are inside, those for applications and operators
+    outside, on loopback. Raises ConfigError if the directory is in use, Unavailable if a process does not
+    come up.
     """
 
     __test__ = False  # not a test class, whatever its name
@@ -65,9 +80,12 @@ class Testbed:
         progress: Progress = _quiet,
         way: Way | None = None,
         environment: Mapping[str, str] | None = None,
+        places: Mapping[str, Place] | None = None,
     ) -> None:
         self.topology = topology
-        self.layout = Layout(topology, directory)
+        self._places = places or {}
+        addresses = {name: place.address for name, place in self._places.items()}
+        self.layout = Layout(topology, directory, addresses)
         self.directory = self.layout.directory
         self._restart = restart
         self._settings = settings or {}
@@ -107,7 +125,10 @@ class Testbed:
         self.layout.write_devices(self._certificates)
         self._progress(f"{len(self.layout.spots)} devices")
         await self._start_devices()
-        sockets = {node.name: {port: listening() for port in PORTS} for node in self.topology.nodes}
+        sockets = {
+            node.name: {port: self._listening(node.name, port) for port in PORTS}
+            for node in self.topology.nodes
+        }
         try:
             self._urls |= {name: _urls(ports) for name, ports in sockets.items()}
             self.layout.write_nodes(self._certificates, self._urls, self._settings, await self._ways())
@@ -182,7 +203,10 @@ class Testbed:
         self._pid_file.take()
 
     async def _start_devices(self) -> None:
-        sockets = {spot.name: {"device": listening()} for spot in self.layout.spots}
+        sockets = {
+            spot.name: {port: self._listening(spot.name, port) for port in self._device_ports(spot.node)}
+            for spot in self.layout.spots
+        }
         try:
             self._urls |= {name: _urls(ports) for name, ports in sockets.items()}
             for spot in self.layout.spots:
@@ -228,7 +252,19 @@ class Testbed:
     def _make_process(self, name: str, command: list[str]) -> Process:
         log, ready = self.layout.log_file(name), self.layout.ready_file(name)
         environment = self._environment if name in self.layout.domains else None
-        return Process(name, [sys.executable, *command], log, ready, environment)
+        place = self._places.get(self.layout.site(name))
+        namespace = None if place is None else place.descriptor
+        return Process(name, [sys.executable, *command], log, ready, environment, namespace)
+
+    def _device_ports(self, node: str) -> tuple[str, ...]:
+        return ("device", "operator") if node in self._places else ("device",)
+
+    def _listening(self, process: str, port: str, number: int | None = None) -> socket.socket:
+        """A socket for one of a process's ports; with its number again after the process has died."""
+        place = self._places.get(self.layout.site(process))
+        if port in ("node", "device") and place is not None:
+            return place.listening(number or 0)
+        return listening() if number is None else rebound(number)
 
     def _watch(self, node: str) -> None:
         if self._restart:
@@ -256,7 +292,8 @@ class Testbed:
         ports: dict[str, socket.socket] = {}
         try:
             for port, url in self._urls[node].items():
-                ports[port] = await _again(int(url.rpartition(":")[2]))
+                number = int(url.rpartition(":")[2])
+                ports[port] = await _again(functools.partial(self._listening, node, port, number))
             await self._process(node).start(ports)
             await self._process(node).until_ready(START_PATIENCE)
         finally:
@@ -291,20 +328,20 @@ async def _all_up(processes: Iterable[Process], sockets: Mapping[str, Mapping[st
             task.cancel()
 
 
-async def _again(port: int) -> socket.socket:
+async def _again(bind: Callable[[], socket.socket]) -> socket.socket:
     """Bind a port that a dead child held; an outgoing connection may sit on it for a moment."""
     give_up = time.monotonic() + 5.0
     while True:
         try:
-            return rebound(port)
+            return bind()
         except OSError as problem:
             if time.monotonic() > give_up:
-                raise Unavailable(f"port {port} is taken: {problem.strerror}", "stop the testbed") from None
+                raise Unavailable(f"a port is taken: {problem.strerror}", "stop the testbed") from None
             await asyncio.sleep(0.05)
 
 
 def _urls(ports: Mapping[str, socket.socket]) -> dict[str, str]:
-    return {name: f"https://127.0.0.1:{each.getsockname()[1]}" for name, each in ports.items()}
+    return {name: "https://{}:{}".format(*each.getsockname()) for name, each in ports.items()}
 
 
 def _close(sockets: Iterable[socket.socket]) -> None:

@@ -25,7 +25,7 @@ _TAIL = 12  # lines of its log that the error of a failed process shows
 class Process:
     """`command` is the program; it creates the file `ready` when it serves. Output goes to `log` (0600).
 
-    `environment` is added to ours.
+    `environment` is added to ours; `namespace` is a descriptor of the network namespace it lives in.
     """
 
     def __init__(
@@ -35,10 +35,12 @@ class Process:
         log: Path,
         ready: Path,
         environment: Mapping[str, str] | None = None,
+        namespace: int | None = None,
     ) -> None:
         self.name = name
         self._command = [*command]
         self._environment = {**os.environ, **(environment or {})}
+        self._namespace = namespace
         self._log = log
         self._ready = ready
         self._child: asyncio.subprocess.Process | None = None
@@ -52,11 +54,12 @@ class Process:
     def running(self) -> bool:
         return self._child is not None and self._child.returncode is None
 
-    async def start(self, sockets: Mapping[str, socket.socket] | None = None) -> None:
-        """Start it, with listening sockets by name. The caller keeps its own copies."""
+    async def start(self, sockets: Mapping[str, socket.socket | int] | None = None) -> None:
+        """Start it, with listening sockets by name, or other descriptors. The caller keeps its own copies."""
         self._ready.unlink(missing_ok=True)
         sockets = sockets or {}
-        numbers = [each.fileno() for each in sockets.values()]
+        numbers = [each if isinstance(each, int) else each.fileno() for each in sockets.values()]
+        namespace = [] if self._namespace is None else [self._namespace]
         head = [sys.executable, "-S", "-E", str(LAUNCH), str(os.getpid())]
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -64,11 +67,12 @@ class Process:
                 *head,
                 ":".join(sockets),
                 ",".join(map(str, numbers)),
+                "".join(map(str, namespace)),
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=numbers,
+                pass_fds=[*numbers, *namespace],
                 env=self._environment,
                 start_new_session=True,  # a Ctrl-C is for the testbed, which stops them in order
             )
@@ -95,7 +99,8 @@ class Process:
             return
         self.signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self._child.wait(), GRACE)
+            async with asyncio.timeout(GRACE):
+                await self._child.wait()
         except TimeoutError:
             await self.kill()
 

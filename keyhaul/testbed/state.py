@@ -59,7 +59,7 @@ def _devices(
             "name": spot.name,
             "node": spot.node,
             "link": spot.link.name,
-            "url": urls[spot.name]["device"],
+            "url": urls[spot.name].get("operator", urls[spot.name]["device"]),
             "pid": pid_of(spot.name),
             "operator": pem_paths(made.operators[layout.domains[spot.link.a]]),
         }

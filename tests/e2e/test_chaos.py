@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
+import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +25,8 @@ from keyhaul.messages.etsi014 import Delivered
 from keyhaul.testbed.chaos.campaign import Plan, run
 from keyhaul.testbed.chaos.faults import FAULTS, build_shim
 from keyhaul.testbed.chaos.people import People
-from keyhaul.testbed.chaos.wires import Wire, Wires
+from keyhaul.testbed.chaos.wires import Wires
+from keyhaul.testbed.chaos.wiring import Wire
 from keyhaul.testbed.history import History
 from keyhaul.testbed.invariants import check
 from keyhaul.testbed.topology import named
@@ -203,7 +207,7 @@ def test_every_fault_is_healed_even_when_the_run_is_broken_off(tmp_path: Path) -
     """Ctrl-C in the middle of a fault: nothing stays cut, and nothing keeps running."""
 
     async def story() -> None:
-        plan = Plan(calm=0.1, fault=3600.0, kills=0, faults=FAULTS[3:4])
+        plan = Plan(calm=0.1, fault=3600.0, kills=0, faults=FAULTS[3:4], network="proxies")
         said: list[str] = []
         begun = asyncio.Event()
 
@@ -220,6 +224,41 @@ def test_every_fault_is_healed_even_when_the_run_is_broken_off(tmp_path: Path) -
         assert not (tmp_path / "net" / "testbed.pid").exists()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_while_nodes_are_killed_reports_what_it_did(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "keyhaul.cli", "chaos", "line-2", "--kills", "100000"]
+    command += ["--only", "nothing", "--json", str(report), "--history", str(tmp_path / "history")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    assert running.stdout is not None
+    for line in running.stderr:
+        if " of 100000 kills; " in line:
+            assert "0 promises broken" in line
+            break
+    children = [int(pid) for pid in _children(running.pid)]
+    assert len(children) >= 3, "two devices and two nodes, of which one may be dead just now"
+    running.send_signal(number)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, out
+    assert "interrupted" in out
+    document = json.loads(report.read_text())
+    assert document["interrupted"] is True
+    assert document["kills"] >= 20
+    assert document["keys_acknowledged"] > 0
+    assert document["violations"] == []
+    assert document["phases"][-1]["note"] == "interrupted"
+    assert (tmp_path / "history").stat().st_size > 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def _children(pid: int) -> list[str]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for task in tasks for child in task.read_text().split()]
 
 
 def test_a_small_campaign_keeps_every_promise(tmp_path: Path) -> None:

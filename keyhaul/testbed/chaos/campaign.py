@@ -2,7 +2,8 @@
 
 The load goes on from the first second to the last. Each fault lasts a while, is healed, and the time until
 all pairs of applications are served again is its recovery time. At the end slaves fetch what lies in the
-stores, and the whole history is held against the promises of `keyhaul.testbed.invariants`.
+stores, and the whole history is held against the promises of `keyhaul.testbed.invariants`. A run that is
+ended before reports what it has done so far, and leaves nothing running either.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from keyhaul import __version__
+from keyhaul.errors import ConfigError
 from keyhaul.routing import Edge, Network
-from keyhaul.testbed.benchmarks.report import machine
 from keyhaul.testbed.chaos.faults import FAULTS, Fault, World, build_shim, shim_folder
+from keyhaul.testbed.chaos.namespaces import obstacle
+from keyhaul.testbed.chaos.packets import Packets
 from keyhaul.testbed.chaos.people import People, Tally
+from keyhaul.testbed.chaos.report import Outcome, Row, row
 from keyhaul.testbed.chaos.wires import Wires
 from keyhaul.testbed.history import History
-from keyhaul.testbed.invariants import Limits, Violation, check, seen
+from keyhaul.testbed.interrupt import unless
+from keyhaul.testbed.invariants import Limits, check
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import Topology
 
 PATIENCE = 120.0  # seconds until a network that does not recover counts as not recovered
 TIMEOUT = 5.0  # seconds a node tries to deliver a key
+NEWS_EVERY = 20  # kills
 
 Say = Callable[[str], None]
+Kind = Literal["auto", "namespaces", "proxies"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,87 +53,70 @@ class Plan:
     faults: Sequence[Fault] = FAULTS
     pool: int | None = None
     """Keys relayed ahead; None: as the product does by default."""
-
-
-@dataclass(slots=True)
-class Row:
-    """One phase of the report. Shares are of requests for keys; `None` where nobody asked."""
-
-    phase: str
-    seconds: float
-    asked: int
-    served: int
-    deferred: int
-    unanswered: int
-    share: float | None
-    share_untouched: float | None
-    recovery: float | None
-    note: str = ""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """All of one run."""
-
-    rows: list[Row] = field(default_factory=list)
-    kills: int = 0
-    restarts: list[float] = field(default_factory=list)
-    keys_got: int = 0
-    keys_fetched: int = 0
-    never_fetched: int = 0
-    violations: list[Violation] = field(default_factory=list)
-    stories: list[str] = field(default_factory=list)
-    promises: list[int] = field(default_factory=list)
-
-    def document(self, command: str) -> dict[str, Any]:
-        """What `--json` writes."""
-        restarts = sorted(self.restarts)
-        return {
-            "command": command,
-            "keyhaul": __version__,
-            "machine": machine(),
-            "phases": [asdict(row) for row in self.rows],
-            "kills": self.kills,
-            "restart_seconds_median": restarts[len(restarts) // 2] if restarts else None,
-            "keys_acknowledged": self.keys_got,
-            "keys_fetched": self.keys_fetched,
-            "keys_left_unfetched": self.never_fetched,
-            "promises_looked_at": self.promises,
-            "violations": [asdict(violation) for violation in self.violations],
-        }
+    network: Kind = "auto"
+    """What wires are made of; `auto`: namespaces where they may be made, else proxies on loopback."""
 
 
 async def run(
-    topology: Topology, directory: Path, plan: Plan, say: Say, story: Path | None = None
+    topology: Topology,
+    directory: Path,
+    plan: Plan,
+    say: Say,
+    story: Path | None = None,
+    stop: asyncio.Event | None = None,
 ) -> Outcome:
-    """The whole campaign. Nothing is left running, whatever happens. `story`: where the history is saved."""
+    """The whole campaign, or as much of it as is done when `stop` is set.
+
+    Nothing is left running, whatever happens. `story`: where the history is saved. Raises ConfigError where
+    the network that the plan wants cannot be made.
+    """
+    stop = stop or asyncio.Event()
     async with AsyncExitStack() as stack:
-        wires = Wires()
-        stack.push_async_callback(wires.close)
-        shim = shim_folder()
-        stack.callback(shutil.rmtree, shim, ignore_errors=True)
-        environment = await asyncio.to_thread(build_shim, shim)
-        delivery: dict[str, Any] = {"request_timeout": TIMEOUT}
-        if plan.pool is not None:
-            delivery["pool"] = plan.pool
-        testbed = await stack.enter_async_context(
-            Testbed(
-                topology,
-                directory,
-                settings={"delivery": delivery},
-                progress=say,
-                way=wires.between,
-                environment=environment,
-            )
-        )
-        history = History(time.monotonic)
-        people = People(testbed.state(), history, _pairs(topology))
-        stack.push_async_callback(people.close)
-        world = World(testbed, wires, people, shim if environment else None)
-        outcome = await Campaign(world, plan, say).run()
+        # Not told twice to end: a half-made testbed takes its time to stop what it has started.
+        world = await unless(stop, _set_up(stack, topology, directory, plan, say), insist=60.0)
+        if world is None:
+            return Outcome(interrupted=True)
+        outcome = await Campaign(world, plan, say).run(stop)
         if story is not None:
-            history.save(story)
+            world.people.history.save(story)
         return outcome
+
+
+async def _set_up(stack: AsyncExitStack, topology: Topology, directory: Path, plan: Plan, say: Say) -> World:
+    shim = shim_folder()
+    stack.callback(shutil.rmtree, shim, ignore_errors=True)
+    environment = await asyncio.to_thread(build_shim, shim)
+    delivery: dict[str, Any] = {"request_timeout": TIMEOUT}
+    if plan.pool is not None:
+        delivery["pool"] = plan.pool
+    wires = await _wires(plan.network, topology, shim, say)
+    stack.push_async_callback(wires.close)
+    testbed = Testbed(
+        topology,
+        directory,
+        settings={"delivery": delivery},
+        progress=say,
+        environment=environment,
+        way=wires.between if isinstance(wires, Wires) else None,
+        places=wires.places if isinstance(wires, Packets) else None,
+    )
+    await stack.enter_async_context(testbed)
+    people = People(testbed.state(), History(time.monotonic), _pairs(topology))
+    stack.push_async_callback(people.close)
+    return World(testbed, wires, people, shim if environment else None)
+
+
+async def _wires(kind: Kind, topology: Topology, folder: Path, say: Say) -> Wires | Packets:
+    problem = "" if kind == "proxies" else await asyncio.to_thread(obstacle)
+    if kind == "namespaces" and problem:
+        raise ConfigError(f"no network namespaces here: {problem}", "or use --network proxies")
+    if kind == "proxies" or problem:
+        say(
+            "wires are proxies on loopback" + (f", for there are no namespaces: {problem}" if problem else "")
+        )
+        return Wires()
+    say("each node has a network namespace; wires are packets")
+    return await Packets.open(topology, folder)
 
 
 def _pairs(topology: Topology) -> list[tuple[str, str]]:
@@ -138,22 +127,44 @@ def _pairs(topology: Topology) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pair for a, b in ways if a != b for pair in ((a, b), (b, a))))
 
 
+@dataclass(slots=True)
+class _Phase:
+    """What goes on now. `touched`: the nodes whose keys may suffer."""
+
+    name: str
+    begun: float
+    touched: frozenset[str] = frozenset()
+
+
 class Campaign:
     """The phases of one run over one world."""
 
     def __init__(self, world: World, plan: Plan, say: Say) -> None:
         self.world = world
         self.plan = plan
-        self.outcome = Outcome()
+        self.outcome = Outcome(world.wires.kind)
         self._say = say
         self._rng = random.Random()  # noqa: S311 (which node dies next, not a key)
+        self._phase: _Phase | None = None
         topology = world.testbed.topology
         edges = [Edge(link.a, link.b, link.kind, link.mode) for link in topology.links]
         homes = {sae: node.name for node in topology.nodes for sae in node.saes}
         self._network = Network({node.name: node.domain for node in topology.nodes}, edges, homes)
 
-    async def run(self) -> Outcome:
-        """All phases, then the reckoning."""
+    async def run(self, stop: asyncio.Event) -> Outcome:
+        """All phases, then the reckoning; from `stop` on nothing but the reckoning."""
+        done = await unless(stop, self._all())
+        if done is None:
+            self.outcome.interrupted = True
+            if self._phase is not None:
+                self._end(time.monotonic() - self._phase.begun, None, "interrupted")
+        people = self.world.people
+        left = sum(len(pair.kept) for pair in people.pairs)
+        limits = Limits(recovery=self.plan.recovery)
+        await asyncio.to_thread(self.outcome.reckon, list(people.history.events), left, limits)
+        return self.outcome
+
+    async def _all(self) -> bool:
         people = self.world.people
         async with asyncio.TaskGroup() as tasks:
             working = tasks.create_task(people.work())
@@ -165,7 +176,7 @@ class Campaign:
         people.phase = "collecting"
         self._say("slaves fetch what is left")
         await people.collect(PATIENCE)
-        return self._reckon()
+        return True
 
     async def _phases(self) -> None:
         people = self.world.people
@@ -174,9 +185,7 @@ class Campaign:
         for fault in self.plan.faults:
             reason = fault.reason(self.world)
             if reason:
-                self.outcome.rows.append(
-                    Row(fault.name, 0.0, 0, 0, 0, 0, None, None, None, f"skipped: {reason}")
-                )
+                self.outcome.rows.append(Row(fault.name, 0.0, note=f"skipped: {reason}"))
             else:
                 await self._fault(fault)
         await self._kills()
@@ -185,13 +194,13 @@ class Campaign:
 
     async def _calm(self, phase: str, seconds: float | None = None) -> None:
         seconds = seconds or self.plan.calm
-        self._begin(phase)
+        self._begin(phase, frozenset())
         await asyncio.sleep(seconds)
-        self._end(phase, seconds, frozenset(), None)
+        self._end(seconds, None, "")
 
     async def _fault(self, fault: Fault) -> None:
         people = self.world.people
-        self._begin(fault.name)
+        self._begin(fault.name, fault.touches(self.world))
         people.history.note("world", "fault", text=fault.name)
         start = time.monotonic()
         async with fault.done(self.world):
@@ -200,26 +209,27 @@ class Campaign:
             people.phase = "recovering"  # what is asked from here on does not count for the fault
         recovery = await people.until_served(people.pairs, PATIENCE)
         people.history.note("world", "healed", text=fault.name)
-        self._end(fault.name, seconds, fault.touches(self.world), recovery)
+        self._end(seconds, recovery, "" if recovery is not None else "not recovered in time")
 
     async def _kills(self) -> None:
         """kill -9 of random nodes, one or two at a time, under full load."""
         if not self.plan.kills:
             return
         name = f"{self.plan.kills} x kill -9"
-        self._begin(name)
+        self._begin(name, frozenset(self.world.nodes))
         self.world.people.history.note("world", "fault", text=name)
-        begun = time.monotonic()
+        begun, told = time.monotonic(), 0
         while self.outcome.kills < self.plan.kills:
             left = self.plan.kills - self.outcome.kills
             victims = self._rng.sample(self.world.nodes, min(left, self._rng.choice((1, 1, 2))))
             await asyncio.gather(*(self._kill(victim) for victim in victims))
             await asyncio.sleep(self._rng.uniform(0.0, 0.3))
-            if self.outcome.kills % 20 < len(victims):
-                self._say(f"{self.outcome.kills} of {self.plan.kills} kills")
+            if self.outcome.kills >= told + NEWS_EVERY:
+                told = self.outcome.kills
+                self._say(f"{told} of {self.plan.kills} kills; {await self._news()}")
         seconds = time.monotonic() - begun
         recovery = await self.world.people.until_served(self.world.people.pairs, PATIENCE)
-        self._end(name, seconds, frozenset(self.world.nodes), recovery)
+        self._end(seconds, recovery, "" if recovery is not None else "not recovered in time")
 
     async def _kill(self, node: str) -> None:
         await self.world.testbed.kill(node)
@@ -228,48 +238,32 @@ class Campaign:
         self.outcome.restarts.append(time.monotonic() - start)
         self.outcome.kills += 1
 
-    def _begin(self, phase: str) -> None:
+    async def _news(self) -> str:
+        """What those who watch want to know in between."""
+        events = list(self.world.people.history.events)
+        limits = Limits(recovery=self.plan.recovery)
+        broken = len(await asyncio.to_thread(check, events, limits))
+        keys = sum(event.verb == "got" for event in events)
+        return f"{keys} keys acknowledged, {broken} promises broken"
+
+    def _begin(self, phase: str, touched: frozenset[str]) -> None:
         self._say(phase)
+        self._phase = _Phase(phase, time.monotonic(), touched)
         self.world.people.phase = phase
 
-    def _end(self, phase: str, seconds: float, touched: frozenset[str], recovery: float | None) -> None:
+    def _end(self, seconds: float, recovery: float | None, note: str) -> None:
+        assert self._phase is not None
+        phase, self._phase = self._phase, None
         total, spared = Tally(), Tally()
         for (name, master, slave), tally in self.world.people.tallies.items():
-            if name != phase:
+            if name != phase.name:
                 continue
-            groups = (total,) if touched & set(self._path(master, slave)) else (total, spared)
+            groups = (total,) if phase.touched & set(self._path(master, slave)) else (total, spared)
             for group in groups:
                 group.served += tally.served
                 group.refused += tally.refused
                 group.unanswered += tally.unanswered
-        self.outcome.rows.append(
-            Row(
-                phase,
-                round(seconds, 1),
-                total.asked,
-                total.served,
-                total.refused,
-                total.unanswered,
-                _share(total),
-                _share(spared),
-                None if recovery is None else round(recovery, 2),
-                "" if recovery is not None or not touched else "not recovered in time",
-            )
-        )
+        self.outcome.rows.append(row(phase.name, seconds, total, spared, recovery, note))
 
     def _path(self, master: str, slave: str) -> tuple[str, ...]:
         return self._network.hops(self._network.home(master), self._network.home(slave))
-
-    def _reckon(self) -> Outcome:
-        events, outcome = self.world.people.history.events, self.outcome
-        outcome.violations = check(events, Limits(recovery=self.plan.recovery))
-        outcome.stories = [violation.story(events) for violation in outcome.violations]
-        outcome.promises = seen(events)
-        outcome.keys_got = sum(event.verb == "got" for event in events)
-        outcome.keys_fetched = sum(event.verb == "fetched" for event in events)
-        outcome.never_fetched = sum(len(pair.kept) for pair in self.world.people.pairs)
-        return outcome
-
-
-def _share(tally: Tally) -> float | None:
-    return round(tally.served / tally.asked, 4) if tally.asked else None

@@ -25,8 +25,7 @@ from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.pki import Lifetimes, Pki
 from keyhaul.testbed.chaos.people import People
-from keyhaul.testbed.chaos.wires import Wire, Wires
-from keyhaul.testbed.layout import HOSTS
+from keyhaul.testbed.chaos.wiring import Wire, Wiring
 from keyhaul.testbed.network import Testbed
 
 FULL = 4096  # bytes a file may have on a "full" disk: every log and database is longer
@@ -39,7 +38,7 @@ class World:
     """What faults act on. `bad_fsync`: folder of the shim's switches; None where it could not be built."""
 
     testbed: Testbed
-    wires: Wires
+    wires: Wiring
     people: People
     bad_fsync: Path | None
 
@@ -195,7 +194,7 @@ async def expired(world: World) -> AsyncIterator[None]:
 
     async def renew(lifetimes: Lifetimes) -> None:
         pki = Pki.open(world.testbed.directory / "pki", lifetimes=lifetimes, overwrite=True)
-        await asyncio.to_thread(pki.node, node.domain, node.name, HOSTS)
+        await asyncio.to_thread(pki.node, node.domain, node.name, world.testbed.layout.hosts(node.name))
         with contextlib.suppress(Unavailable):  # a node may refuse to start with such a certificate
             await world.testbed.restart(node.name)
 
@@ -246,7 +245,8 @@ async def turn(testbed: Testbed, name: str, knobs: dict[str, float]) -> None:
     flags = {
         knob: bool(value) if knob in ("cut", "dry", "disagree") else value for knob, value in knobs.items()
     }
-    url = f"{testbed.layout.device_url(name)}/testbed/knobs"
+    devices = {device["name"]: device for device in testbed.state()["devices"]}
+    url = f"{devices[name]['url']}/testbed/knobs"
     async with (
         aiohttp.ClientSession() as session,
         session.put(url, data=json.dumps(flags), ssl=tls) as answer,

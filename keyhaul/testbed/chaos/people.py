@@ -8,6 +8,7 @@ by design, and nobody counts on them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,10 +117,9 @@ class People:
             await self._rest(PAUSE if served else AFTER_REFUSAL)
 
     async def _rest(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
 
     async def _ask(self, pair: Pair, number: int, rng: random.Random) -> bool:
         """One request for keys; half of what it brings is fetched at once."""
@@ -134,6 +134,9 @@ class People:
             else:
                 tally.refused += 1
             return False
+        except asyncio.CancelledError:
+            history.note(pair.master, "cut", request=request, text="the run was broken off")
+            raise
         for key in keys:
             digest = history.digest(key.bits.reveal())
             key.bits.wipe()
@@ -156,6 +159,9 @@ class People:
             (key,) = await self._clients[pair.slave].fetch_key(pair.master, [key_id])
         except KeyhaulError as error:
             return self._unanswered(pair.slave, request, error) or not isinstance(error, Unavailable)
+        except asyncio.CancelledError:
+            history.note(pair.slave, "cut", request=request, text="the run was broken off")
+            raise
         digest = history.digest(key.bits.reveal())
         key.bits.wipe()
         history.note(pair.slave, "fetched", request=request, key_id=key_id, digest=digest)

@@ -10,31 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+
+from keyhaul.testbed.chaos.wiring import Wire, Wiring
 
 RETRANSMISSION = 0.2  # seconds, Linux's smallest time-out
 PIECE = 16_384  # bytes read at once
 BACKLOG = 1024 * 1024  # bytes on their way before the sender is slowed down
 
 
-@dataclass
-class Wire:
-    """What a wire does, alike both ways: `delay` and `jitter` in seconds, `loss` a share, `rate` in bit/s."""
+class Wires(Wiring):
+    """Wires for whichever of two neighbours connects. Use it in one event loop."""
 
-    delay: float = 0.0
-    jitter: float = 0.0
-    loss: float = 0.0
-    rate: float = 0.0  # 0: as fast as it goes
-    up: bool = True
-
-
-class Wires:
-    """One wire for each pair of neighbours, whichever of the two connects. Use it in one event loop."""
+    kind = "proxies"
 
     def __init__(self, rng: random.Random | None = None) -> None:
+        super().__init__()
         self._rng = rng or random.Random()  # noqa: S311 (weather, not a key)
-        self._wires: dict[frozenset[str], Wire] = {}
         self._risen: dict[frozenset[str], asyncio.Event] = {}
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,33 +48,12 @@ class Wires:
         address: tuple[str, int] = server.sockets[0].getsockname()[:2]
         return address
 
-    def set(self, a: str, b: str, wire: Wire) -> None:
-        """From now on the wire between two neighbours is like this."""
-        pair = frozenset((a, b))
-        if pair not in self._wires:
-            raise KeyError(f"{a} and {b} are no neighbours")
-        self._wires[pair] = wire
+    def _changed(self, a: str, b: str, wire: Wire) -> None:
+        risen = self._risen[frozenset((a, b))]
         if wire.up:
-            self._risen[pair].set()
+            risen.set()
         else:
-            self._risen[pair].clear()
-
-    def set_all(self, wire: Wire) -> None:
-        """All wires alike."""
-        for a, b in map(sorted, self._wires):
-            self.set(a, b, Wire(**vars(wire)))
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """All neighbours."""
-        return sorted((a, b) for a, b in map(sorted, self._wires))
-
-    def cut(self, nodes: Iterable[str]) -> list[tuple[str, str]]:
-        """Partition: cut every wire between `nodes` and the others; returns those cut."""
-        inside = set(nodes)
-        crossing = [(a, b) for a, b in self.pairs() if (a in inside) != (b in inside)]
-        for a, b in crossing:
-            self.set(a, b, Wire(up=False))
-        return crossing
+            risen.clear()
 
     async def close(self) -> None:
         """No more wires; what was on them is lost."""

@@ -1,0 +1,100 @@
+"""What a chaos run has to say: a row a phase, the kills, the keys, and the promises that were broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from keyhaul import __version__
+from keyhaul.testbed.benchmarks.report import machine
+from keyhaul.testbed.chaos.people import Tally
+from keyhaul.testbed.history import Event
+from keyhaul.testbed.invariants import Limits, Violation, check, seen
+
+
+@dataclass(slots=True)
+class Row:
+    """One phase of the report. Shares are of requests for keys; `None` where nobody asked."""
+
+    phase: str
+    seconds: float
+    asked: int = 0
+    served: int = 0
+    deferred: int = 0
+    unanswered: int = 0
+    share: float | None = None
+    share_untouched: float | None = None
+    recovery: float | None = None
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """All of one run. `network`: namespaces or proxies; `interrupted`: somebody ended it before its end."""
+
+    network: str = ""
+    interrupted: bool = False
+    rows: list[Row] = field(default_factory=list)
+    kills: int = 0
+    restarts: list[float] = field(default_factory=list)
+    keys_got: int = 0
+    keys_fetched: int = 0
+    never_fetched: int = 0
+    violations: list[Violation] = field(default_factory=list)
+    stories: list[str] = field(default_factory=list)
+    promises: list[int] = field(default_factory=list)
+
+    @property
+    def held(self) -> bool:
+        """Whether every promise was kept, and, in a run to its end, every key could be fetched."""
+        return not self.violations and (self.interrupted or not self.never_fetched)
+
+    def reckon(self, events: Iterable[Event], left: int, limits: Limits) -> None:
+        """Hold the history against the promises; `left` keys were not to be had."""
+        events = list(events)
+        self.violations = check(events, limits)
+        self.stories = [violation.story(events) for violation in self.violations]
+        self.promises = seen(events)
+        self.keys_got = sum(event.verb == "got" for event in events)
+        self.keys_fetched = sum(event.verb == "fetched" for event in events)
+        self.never_fetched = left
+
+    def document(self, command: str) -> dict[str, Any]:
+        """What `--json` writes."""
+        restarts = sorted(self.restarts)
+        return {
+            "command": command,
+            "keyhaul": __version__,
+            "machine": machine(),
+            "network": self.network,
+            "interrupted": self.interrupted,
+            "phases": [asdict(row) for row in self.rows],
+            "kills": self.kills,
+            "restart_seconds_median": restarts[len(restarts) // 2] if restarts else None,
+            "keys_acknowledged": self.keys_got,
+            "keys_fetched": self.keys_fetched,
+            "keys_left_unfetched": self.never_fetched,
+            "promises_looked_at": self.promises,
+            "violations": [asdict(violation) for violation in self.violations],
+        }
+
+
+def row(phase: str, seconds: float, total: Tally, spared: Tally, recovery: float | None, note: str) -> Row:
+    """A phase as the report shows it; `spared` are the requests of pairs that the fault did not touch."""
+    return Row(
+        phase,
+        round(seconds, 1),
+        total.asked,
+        total.served,
+        total.refused,
+        total.unanswered,
+        _share(total),
+        _share(spared),
+        None if recovery is None else round(recovery, 2),
+        note,
+    )
+
+
+def _share(tally: Tally) -> float | None:
+    return round(tally.served / tally.asked, 4) if tally.asked else None
