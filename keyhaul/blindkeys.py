@@ -15,6 +15,7 @@ import structlog
 
 from keyhaul.config import BlindConfig
 from keyhaul.control import Directory, PublicKey
+from keyhaul.destination import AsStored, Sealer, unsealed
 from keyhaul.errors import Unavailable, Unsupported
 from keyhaul.keys import Secret
 from keyhaul.messages.payload import Scheme
@@ -45,17 +46,18 @@ log = structlog.get_logger("keyhaul.blind")
 class BlindKeys:
     """An `Announcer` of BFV keys. `hurry` is called when what is announced should change at once."""
 
-    def __init__(self, ring: KeyRing, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ring: KeyRing, ledger: Ledger, clock: Clock, sealer: Sealer | None = None) -> None:
         self.hurry: Callable[[], None] = lambda: None
         self._ring = ring
         self._ledger = ledger
         self._clock = clock
+        self._sealer = sealer or AsStored()
         self._refusals = 0
         self._since = 0.0
 
     async def start(self) -> None:
         """Unseal the keys of earlier runs. Raises Malformed."""
-        self._ring.restore((await self._ledger.items(SPACE)).values())
+        self._ring.restore((await unsealed(self._ledger, SPACE, self._sealer)).values())
 
     async def rotate(self) -> None:
         """Make a key where one is due, erase those that nothing can need."""
@@ -67,7 +69,7 @@ class BlindKeys:
             return
         async with self._ledger.edit() as change:
             if fresh is not None:
-                change.put(SPACE, fresh.name, fresh.encoded())
+                change.put(SPACE, fresh.name, self._sealer.seal(SPACE, fresh.name, fresh.encoded()))
             for pair in over:
                 change.erase(SPACE, pair.name)
         if fresh is not None:
@@ -129,11 +131,12 @@ def build(
     directory: Directory,
     whispers: Whispers,
     aside: Aside | None = None,
+    sealer: Sealer | None = None,
 ) -> tuple[list[Scheme], BlindKeys | None]:
     """The schemes as configured, and this node's keys for them; no keys where the library is missing.
 
-    `aside` does what may be done later. Says in the log what the authors of the method state about a patent,
-    and what is missing.
+    `aside` does what may be done later, `sealer` keeps private halves in the store. Says in the log what the
+    authors of the method state about a patent, and what is missing.
     """
     if not settings.enabled:
         return [], None
@@ -154,7 +157,7 @@ def build(
     schemes: list[Scheme] = [Blind(bfv, announced, ring.own)]
     if settings.rerandomise:
         schemes.append(_fresh(bfv, announced, ring.own, whispers, aside))
-    return schemes, BlindKeys(ring, ledger, clock)
+    return schemes, BlindKeys(ring, ledger, clock, sealer)
 
 
 def _fresh(

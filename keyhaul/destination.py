@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from keyhaul import kem
 from keyhaul.control import PublicKey, key_id
@@ -18,6 +19,30 @@ from keyhaul.ports import Clock, Ledger
 KEM_LIFE = 86_400.0  # seconds a key is announced
 KEM_OVERLAP = 7_200.0  # seconds it still opens statements after that
 SPACE = "kem/destination"
+
+log = structlog.get_logger("keyhaul.destination")
+
+
+SEALED = b"\xc1"
+"""How a value begins that is sealed beyond the store; no msgpack value begins so."""
+
+
+class Sealer(Protocol):
+    """What keeps private halves inside the store: nothing more than the store does, or a chip."""
+
+    def seal(self, space: str, name: str, value: bytes) -> bytes: ...
+    def unseal(self, space: str, name: str, value: bytes) -> bytes | None:
+        """None for what this sealer did not seal; then the value is lost."""
+
+
+class AsStored:
+    """The store's own encryption is enough."""
+
+    def seal(self, space: str, name: str, value: bytes) -> bytes:
+        return value
+
+    def unseal(self, space: str, name: str, value: bytes) -> bytes | None:
+        return None if value.startswith(SEALED) else value
 
 
 class Announcer(Protocol):
@@ -36,6 +61,23 @@ class Announcer(Protocol):
         """Keys that came under `scheme` were not what their origin sent."""
 
 
+async def unsealed(ledger: Ledger, space: str, sealer: Sealer) -> dict[str, bytes]:
+    """The values of a space that can be opened; the others are erased: nothing will ever open them here."""
+    found, lost = {}, []
+    for name, value in (await ledger.items(space)).items():
+        opened = sealer.unseal(space, name, value)
+        if opened is None:
+            lost.append(name)
+        else:
+            found[name] = opened
+    if lost:
+        log.warning("private keys that cannot be opened any more are erased", space=space, number=len(lost))
+        async with ledger.edit() as change:
+            for name in lost:
+                change.erase(space, name)
+    return found
+
+
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
     seed: bytes
     issued: float
@@ -51,14 +93,16 @@ class _Own:
 class DestinationKeys:
     """The KEM keys of one node."""
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, sealer: Sealer | None = None) -> None:
         self._ledger = ledger
         self._clock = clock
+        self._sealer = sealer or AsStored()
         self._own: dict[bytes, _Own] = {}
 
     async def start(self) -> None:
-        """Unseal the keys of earlier runs; make those that are missing or old."""
-        for name, value in (await self._ledger.items(SPACE)).items():
+        """Unseal the keys of earlier runs; make those that are missing, old or out of reach."""
+        opened = await unsealed(self._ledger, SPACE, self._sealer)
+        for name, value in opened.items():
             kept = msgspec.msgpack.decode(value, type=_Stored)
             self._own[bytes.fromhex(name)] = _Own(kem.PrivateKey(kept.kem, kept.seed), kept.issued)
         await self.rotate()
@@ -76,9 +120,9 @@ class DestinationKeys:
                 seed = kem.generate(name)
                 own = _Own(kem.PrivateKey(name, seed), now)
                 fresh[key_id(own.key.public)] = own
-                change.put(
-                    SPACE, key_id(own.key.public).hex(), msgspec.msgpack.encode(_Stored(seed, now, name))
-                )
+                item = key_id(own.key.public).hex()
+                kept = msgspec.msgpack.encode(_Stored(seed, now, name))
+                change.put(SPACE, item, self._sealer.seal(SPACE, item, kept))
             for each in over:
                 change.erase(SPACE, each.hex())
         self._own.update(fresh)

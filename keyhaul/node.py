@@ -120,6 +120,7 @@ class Node:
             self._stack.push_async_callback(self.monitor.close)
         self.vault = await vault.open_vault(self.config.store)
         self._stack.push_async_callback(self.vault.ledger.close)
+        self._sealer = await vault.open_private(self.config.store, self.config.schemes.private_keys)
         self._stack.push_async_callback(self.entropy.close)
         wanted = self.config.entropy
         self.entropy.start(configured.sources(wanted), wanted.on_failure, wanted.buffer)
@@ -184,7 +185,7 @@ class Node:
         schemes: list[Scheme] = [Trusted(), Masked(once=wanted.masked.form == "batch")]
         whispers = Whispers(self.directory, self._clock)
         blind, self.blind_keys = blindkeys.build(
-            wanted.blind, ledger, self._clock, self.directory, whispers, self._tasks.aside
+            wanted.blind, ledger, self._clock, self.directory, whispers, self._tasks.aside, self._sealer
         )
         schemes = [PaperA()] if self._paper_a else [*schemes, *blind]
         self.schemes = {scheme.name: scheme for scheme in schemes}
@@ -198,6 +199,7 @@ class Node:
             schemes=tuple(self.schemes),
             labels=("pq",) if settings.listeners.node.tls == "pq" and not self._paper_a else (),
             others=[self.blind_keys] if self.blind_keys is not None else [],
+            sealer=self._sealer,
         )
         whispers.own = self.pairing.own_key
 
@@ -447,6 +449,7 @@ class Node:
                 "kind": self.vault.kind,
                 "grade": self.vault.grade,
                 "warnings": list(self.vault.warnings),
+                "private_keys": self.config.schemes.private_keys,
             },
             "entropy": self.entropy.status(),
             "nodes_known": self.directory.nodes(),

@@ -30,7 +30,15 @@ from keyhaul.control import (
     Signer,
     publish,
 )
-from keyhaul.destination import KEM_LIFE, KEM_OVERLAP, Announcer, DestinationKeys
+from keyhaul.destination import (
+    KEM_LIFE,
+    KEM_OVERLAP,
+    Announcer,
+    AsStored,
+    DestinationKeys,
+    Sealer,
+    unsealed,
+)
 from keyhaul.errors import Malformed, Tampered, Unavailable
 from keyhaul.keys import Secret
 from keyhaul.messages import labels
@@ -94,6 +102,7 @@ class Pairing:
         schemes: Sequence[str] = BASELINE,
         labels: Sequence[str] = ("pq",),
         others: Sequence[Announcer] = (),
+        sealer: Sealer | None = None,
     ) -> None:
         self._signer = signer
         self._domain = domain
@@ -103,7 +112,8 @@ class Pairing:
         self._kem = kem
         self._schemes, self._labels = tuple(schemes), tuple(labels)
         self._others = tuple(others)
-        self._keys = DestinationKeys(ledger, clock)
+        self._sealer = sealer or AsStored()
+        self._keys = DestinationKeys(ledger, clock, self._sealer)
         self._outgoing: dict[str, _Outgoing] = {}
         self._expected: dict[str, asyncio.Event] = {}
 
@@ -248,6 +258,8 @@ class Pairing:
         pair_id, statement = head[:ID_BYTES], head[ID_BYTES:]
         stored = await self._ledger.item(_IN, pair_id.hex())
         if stored is not None:
+            stored = self._sealer.unseal(_IN, pair_id.hex(), stored)
+        if stored is not None:
             kept = msgspec.msgpack.decode(stored, type=_Kept)
             if kept.origin != origin or kept.expires < self._clock.now():
                 raise Tampered
@@ -275,13 +287,14 @@ class Pairing:
         if not said.once:
             kept = _Kept(origin, said.expires, secret.reveal())
             async with self._ledger.edit() as change:
-                change.put(_IN, pair_id.hex(), msgspec.msgpack.encode(kept))
+                sealed = self._sealer.seal(_IN, pair_id.hex(), msgspec.msgpack.encode(kept))
+                change.put(_IN, pair_id.hex(), sealed)
         return Pair(pair_id, secret)
 
     async def prune(self) -> None:
         """Erase pair secrets whose statements expired."""
         now = self._clock.now()
-        items = await self._ledger.items(_IN)
+        items = await unsealed(self._ledger, _IN, self._sealer)
         old = [n for n, v in items.items() if msgspec.msgpack.decode(v, type=_Kept).expires < now]
         if old:
             async with self._ledger.edit() as change:

@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from keyhaul.config import SlotSource, StoreConfig
+from keyhaul.destination import AsStored, Sealer
 from keyhaul.errors import SealError
 from keyhaul.keys import Secret
 from keyhaul.ports import Ledger
@@ -25,6 +26,7 @@ from keyhaul.stores import sealing
 from keyhaul.stores.sqlcipher import SqlcipherLedger
 
 EPOCH = ("rollback", "epoch")
+PRIVATE = "private.slots"
 
 log = structlog.get_logger("keyhaul.vault")
 
@@ -66,6 +68,36 @@ async def open_vault(store: StoreConfig) -> Vault:
         for secret in (page_key, field_key, opened.root):
             secret.wipe()
     return Vault(ledger, opened.kind, opened.grade.value, opened.warnings)
+
+
+async def open_private(store: StoreConfig, wanted: str) -> Sealer:
+    """What keeps the private halves of destination keys: the store alone, or a key that only the TPM opens.
+
+    That key is in a slot file of its own, `private.slots`, made at the first start that wants it. It has no
+    recovery slot: what it sealed is renewed, not restored. Raises SealError.
+    """
+    if wanted == "store":
+        return AsStored()
+    path = store.root.with_name(PRIVATE)
+    source = next((source for source in store.slots if source.kind == "tpm"), None)
+    if source is None:
+        raise SealError("no slot of the store names a TPM", 'add one, or set private_keys = "store"')
+    slot = _slot(source)
+
+    def opened() -> sealing.Opened:
+        return sealing.open_root(path, [slot]) if path.exists() else sealing.create(path, [slot])
+
+    try:
+        found = await asyncio.to_thread(opened)
+    except SealError as error:
+        raise SealError(
+            f"private keys of destinations cannot be opened: {error.cause}",
+            f"{error.remedy}; or remove {path}: then all of these keys are made anew",
+        ) from None
+    for warning in found.warnings:
+        log.warning("private keys", kind=found.kind, grade=found.grade.value, caveat=warning)
+    with found.root, sealing.derive(found.root, "private/halves") as key:
+        return sealing.ItemSeal(key)
 
 
 @contextlib.contextmanager

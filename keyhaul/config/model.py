@@ -276,11 +276,15 @@ class MaskedConfig:
 
 @dataclass(frozen=True, slots=True)
 class SchemesConfig:
-    """How keys are kept from relays. `default`: where a request names no scheme."""
+    """How keys are kept from relays. `default`: where a request names no scheme.
+
+    `private_keys`: what opens the private halves that others send under, the store's root or only its TPM.
+    """
 
     default: Literal["auto", "trusted", "masked", "blind", "blind-fresh"] = "auto"
     blind: BlindConfig = BlindConfig()
     masked: MaskedConfig = MaskedConfig()
+    private_keys: Literal["store", "tpm"] = "store"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def read_schemes(table: Section) -> model.SchemesConfig:
     masked = table.section("masked", required=False)
     config = model.SchemesConfig(
         default=cast(Any, default),
+        private_keys=cast(Any, table.choice("private_keys", ("store", "tpm"), "store")),
         blind=blind,
         masked=model.MaskedConfig(
             kem=cast(Any, masked.choice("kem", tuple(KEMS), DEFAULT)),
@@ -92,6 +93,12 @@ def _rule(table: Section) -> Rule:
 
 def check_schemes(config: model.NodeConfig, root: Section) -> None:
     """Schemes and policy against the rest: the flow of paper A has a scheme of its own and no other."""
+    if config.schemes.private_keys == "tpm" and all(slot.kind != "tpm" for slot in config.store.slots):
+        root.section("schemes").report(
+            "private_keys",
+            'private_keys is "tpm", and no key slot of the store names a TPM',
+            'add a [[store.slots]] with kind = "tpm", or remove the line',
+        )
     if config.delivery.profile != "paper-a":
         return
     for name in ("schemes", "policy"):

@@ -6,6 +6,7 @@ need optional packages; everything here imports without them.
 """
 
 from keyhaul.stores.sealing.credential import Credential, systemd_credential
+from keyhaul.stores.sealing.items import ItemSeal
 from keyhaul.stores.sealing.keyfile import Grade, derive
 from keyhaul.stores.sealing.nvcounter import NvCounter
 from keyhaul.stores.sealing.passphrase import Cost, Passphrase
@@ -21,6 +22,7 @@ __all__ = [
     "Credential",
     "Grade",
     "Guard",
+    "ItemSeal",
     "NvCounter",
     "Opened",
     "Passphrase",

@@ -80,7 +80,8 @@ def derive(root: Secret, label: str, length: int = 32) -> Secret:
     """A key of `length` bytes (at most 8,160) for one purpose: HKDF-Expand with SHA-256 (RFC 5869, 2.3).
 
     The extract step is left out on purpose: the root is uniformly random (RFC 5869, 3.3). Labels in use:
-    `store/page` (48 bytes: key and salt), `store/field`, `audit/mac`, `seal/check`, `seal/counter`.
+    `store/page` (48 bytes: key and salt), `store/field`, `audit/mac`, `seal/check`, `seal/counter`;
+    of the root in `private.slots`: `private/halves`.
     """
     info = b"keyhaul v1 " + label.encode()
     return Secret(HKDFExpand(algorithm=hashes.SHA256(), length=length, info=info).derive(root.reveal()))
