@@ -33,7 +33,7 @@ from keyhaul.control import Directory
 from keyhaul.dashboard.local import LocalSource, Trend, certificates
 from keyhaul.dashboard.pages import Pages
 from keyhaul.detours import Detours
-from keyhaul.edge import admin, sae, tls
+from keyhaul.edge import admin, sae, skip, tls
 from keyhaul.edge import peer as peering
 from keyhaul.edge.accepting import Crowd, Traffic
 from keyhaul.edge.controls import ControlPages
@@ -51,6 +51,7 @@ from keyhaul.links.sealed import SealedLink
 from keyhaul.logs import levels
 from keyhaul.messages.etsi020 import PATHS, Dialect
 from keyhaul.messages.payload import Scheme
+from keyhaul.messages.skip import Systems
 from keyhaul.minting import DeviceMint, Mint, OwnMint
 from keyhaul.monitor.instruments import Instruments, TimedDelivery
 from keyhaul.monitor.listener import Monitor
@@ -76,7 +77,7 @@ SWEEP_EVERY = 1.0  # seconds
 log = structlog.get_logger("keyhaul.node")
 
 
-_CALLERS = {"sae": sae_id, "node": node_name, "admin": admin_name, "plain": node_name}
+_CALLERS = {"sae": sae_id, "node": node_name, "admin": admin_name, "plain": node_name, "skip": sae_id}
 """Whose certificates each port believes, and the name it takes from them."""
 
 
@@ -265,6 +266,10 @@ class Node:
             "sae": (saes.answer, sae.render, Bounds()),
             "admin": (operators, admin.render, Bounds()),
         }
+        known = (*self.config.network.saes, *self.config.network.foreign)
+        systems, limits = Systems(self.config.skip.systems, known), lambda: saes.limits
+        encryptors = skip.SkipApplication(delivery, systems, self.entropy.read, turns, limits)
+        applications["skip"] = encryptors.answer, skip.render, Bounds()
         for name, neighbours in self._neighbour_ports(kernel, turns).items():
             applications[name] = (neighbours.application(), peering.render, peering.BOUNDS)
         for name, listener in self.config.listeners:

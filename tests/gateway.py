@@ -47,14 +47,19 @@ class Gateway:
     def configure(
         self, sae: str, peers: Mapping[str, str], foreign: Mapping[str, str], **tables: Mapping[str, Any]
     ) -> None:
-        """Write the configuration: `peers` maps KMEs to URLs, `foreign` SAE ids to KMEs."""
+        """Write the configuration: `peers` maps KMEs to URLs, `foreign` SAE ids to KMEs.
+
+        A table `skip` opens that port as well.
+        """
+        applications = _port(self.pki.sae_port("others", "vigo", HOSTS))
         write(self.directory / "root.credential", "0123456789abcdef" * 4)
         everything = {
             "name": "vigo",
             "domain": "others",
             "directory": ".",
             "listeners": {
-                "sae": _port(self.pki.sae_port("others", "vigo", HOSTS)),
+                "sae": applications,
+                **({"skip": applications} if "skip" in tables else {}),
                 "node": _port(self.pki.node("others", "vigo", HOSTS)),
                 "admin": _port(self.pki.admin_port("others", "vigo", HOSTS)),
                 "plain": _port(self.plain),

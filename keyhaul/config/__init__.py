@@ -20,6 +20,7 @@ from keyhaul.config.model import (
     Peer,
     Prefetch,
     SchemesConfig,
+    SkipConfig,
     SlotSource,
     StoreConfig,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "Peer",
     "Prefetch",
     "SchemesConfig",
+    "SkipConfig",
     "SlotSource",
     "StoreConfig",
     "check",

@@ -42,19 +42,23 @@ class Listeners:
     """The ports of a node, each with its own CAs (design §3).
 
     `plain` is for key managers of other makers, which may know neither ML-DSA nor post-quantum groups;
-    without it they come to the node port.
+    without it they come to the node port. `skip` is for encryptors that
+    speak SKIP.
     """
 
     sae: Listener
     node: Listener
     admin: Listener
     plain: Listener | None = None
+    skip: Listener | None = None
 
     def __iter__(self) -> Iterator[tuple[str, Listener]]:
         """Those that are there, by name."""
         yield from (("sae", self.sae), ("node", self.node), ("admin", self.admin))
         if self.plain is not None:
             yield "plain", self.plain
+        if self.skip is not None:
+            yield "skip", self.skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +256,13 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SkipConfig:
+    """Names of SKIP. `systems` maps system ids to SAE ids; an SAE that is not named has its own id."""
+
+    systems: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BlindConfig:
     """Whether this node takes part in scheme `blind`, and the profile of the BFV keys it announces.
 
@@ -315,5 +326,6 @@ class NodeConfig:
     monitor: MonitorConfig = MonitorConfig()
     log: LogConfig = LogConfig()
     schemes: SchemesConfig = SchemesConfig()
+    skip: SkipConfig = field(default_factory=SkipConfig)
     policy: PathPolicy = NO_POLICY
     pools: stocking.Rules = field(default_factory=stocking.Rules)

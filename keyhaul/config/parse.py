@@ -25,6 +25,7 @@ from keyhaul.config.operations import read_audit, read_log, read_monitor
 from keyhaul.config.pools import read_level, read_pools
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
 from keyhaul.config.schemes import check_schemes, read_policy, read_schemes
+from keyhaul.config.skip import read_skip
 from keyhaul.errors import ConfigError
 from keyhaul.policy import Limits
 
@@ -96,6 +97,7 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         monitor=read_monitor(root.section("monitor", required=False)),
         log=read_log(root.section("log", required=False)),
         schemes=read_schemes(root.section("schemes", required=False)),
+        skip=read_skip(root),
         policy=read_policy(root),
         pools=read_pools(root.section("pool", required=False)),
     )
@@ -104,8 +106,9 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
 def _listeners(table: Section) -> model.Listeners:
     listeners = {name: _listener(table.section(name), tls) for name, tls in DEFAULT_TLS.items()}
     plain = _listener(table.section("plain"), "compatible", plain=True) if "plain" in table else None
+    skip = _listener(table.section("skip"), "compatible") if "skip" in table else None
     table.done()
-    return model.Listeners(**listeners, plain=plain)
+    return model.Listeners(**listeners, plain=plain, skip=skip)
 
 
 def _listener(table: Section, tls: str, *, plain: bool = False) -> model.Listener:

@@ -129,6 +129,10 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "enc": b"sae%2Fone?number=2&size=256",
             "dec": b"%C3%B1?key_ID=" + ID.encode(),
         },
+        "skip_request": {
+            "key": b"0" * 32 + b"?remoteSystemID=Alice&size=512",
+            "bare": b"?remoteSystemID=Bob",
+        },
         "ext_keys": {
             "one": _json(transfer),
             "extended": _json(extended),

@@ -25,7 +25,7 @@ from keyhaul.destination import _Own
 from keyhaul.errors import ConfigError, KeyhaulError, Malformed
 from keyhaul.keys import Secret
 from keyhaul.links import onetime, refill
-from keyhaul.messages import envelope, etsi014, etsi020, problems, tracecontext
+from keyhaul.messages import envelope, etsi014, etsi020, problems, skip, tracecontext
 from keyhaul.messages.confirming import proofs_of
 from keyhaul.messages.envelope import Material
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
@@ -154,6 +154,18 @@ def path_and_query(data: bytes) -> None:
             continue
     sae = etsi014.unquote_sae(segment)
     _same(etsi014.unquote_sae(etsi014.quote_sae(sae)), sae)
+
+
+def skip_request(data: bytes) -> None:
+    """What an encryptor asks over SKIP: a key id in a path, and the query behind it."""
+    segment, _, rest = data.decode("utf-8", "surrogateescape").partition("?")
+    query: dict[str, list[str]] = {}
+    for pair in rest.split("&"):
+        query.setdefault(pair.partition("=")[0], []).append(pair.partition("=")[2])
+    assert skip.read_remote(query)
+    assert skip.read_bits(query, "size", 256) > 0
+    key_id = skip.read_key_id(segment)
+    _same(skip.read_key_id(key_id.hex.upper()), key_id)
 
 
 # --- ETSI GS QKD 020
@@ -384,6 +396,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         key_container,
         status_and_refusal,
         path_and_query,
+        skip_request,
         ext_keys,
         acks,
         void,

@@ -32,6 +32,7 @@ SECTIONS = (
     config.Peer,
     config.Prefetch,
     config.SchemesConfig,
+    config.SkipConfig,
     config.SlotSource,
     config.StoreConfig,
     Limits,
