@@ -8,7 +8,8 @@ come by way of nodes nobody trusts. Rules, all in `Directory.receive`:
    configuration puts the node in, and names the node the descriptor is for;
 2. the signature covers every byte of the body;
 3. a descriptor that expired, or was issued too far in the future, is refused;
-4. a sequence number never goes back: an older descriptor than the one held is ignored;
+4. a sequence number never goes back: an older descriptor than the one held is ignored, and of two under
+   one number the one whose bytes come later counts;
 5. keys of profiles that are known here have their exact length, and no profile stands there twice;
 6. what is new is passed on to every neighbour but the one it came from.
 
@@ -178,7 +179,7 @@ class Directory:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"the record holds no descriptor ({error})") from None
         held = self._known.get(descriptor.node)
-        if held is not None and held.descriptor.sequence >= descriptor.sequence:
+        if held is not None and _order(held.descriptor, held.record) >= _order(descriptor, record):
             return None
         # Written so that a NaN fails.
         if not (descriptor.issued <= now + CLOCK_SKEW and now < descriptor.expires < math.inf):
@@ -205,6 +206,17 @@ class Directory:
             name: known for name, known in self._known.items() if domains.get(name) == known.descriptor.domain
         }
 
+    def overtaken(self, record: Record) -> Known | None:
+        """What is held of the node that a record speaks of, if that is newer. Raises Malformed."""
+        try:
+            descriptor = _decode_body(record.body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Malformed(f"the record holds no descriptor ({error})") from None
+        held = self._known.get(descriptor.node)
+        if held is not None and _order(held.descriptor, held.record) > _order(descriptor, record):
+            return held
+        return None
+
     def get(self, node: str, now: float) -> Known:
         """The descriptor of a node. Raises Unavailable while none, or only an expired one, is known."""
         known = self._known.get(node)
@@ -224,6 +236,11 @@ class Directory:
 
     def nodes(self) -> list[str]:
         return sorted(self._known)
+
+
+def _order(descriptor: Descriptor, record: Record) -> tuple[int, bytes]:
+    """Which of two is newer. A restored node may use a number twice: all hold the same one."""
+    return descriptor.sequence, record.body
 
 
 def _check_content(descriptor: Descriptor) -> None:

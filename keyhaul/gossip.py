@@ -142,13 +142,30 @@ class Gossip:
                 continue
             if known is not None:
                 await self._learn(peer, known)
+            elif (held := self._directory.overtaken(record)) and held.descriptor.node == peer:
+                self._remind(held)
         if bad is not None:
             raise bad
 
+    def _remind(self, known: Known) -> None:
+        """Tell a neighbour what it said last itself: it may have forgotten.
+
+        One that was restored from a backup while its clock is behind says what nobody takes for new.
+        """
+        node = known.descriptor.node
+        if node in self._neighbours:
+            self._neighbours[node].owe(node, known.record)
+
     async def _learn(self, peer: str, known: Known) -> None:
         node = known.descriptor.node
+        if node == self._pairing.name:  # said by this node before it was restored, with keys it has no more
+            self._announced = max(self._announced, known.descriptor.sequence)
+            self.hurry()
+            return
         self._pairing.heard(node)
         self._spread(known, but=peer)
+        if node != peer:
+            self._remind(known)
         if node == peer and (neighbour := self._neighbours.get(peer)) is not None:
             for other in self._directory.known():
                 if other.descriptor.node != peer:

@@ -20,6 +20,8 @@ from keyhaul.ports import Spawn
 from keyhaul.shelves import Pool
 from keyhaul.site import Site
 
+LEFT = 0.1  # share of its life that a key still has when a master gets it: its slaves have to come, too
+
 
 class _Hand:
     """Keys of one pool that are marked as handed out, for the requests to come."""
@@ -31,9 +33,9 @@ class _Hand:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def hold(self, keys: Iterable[Delivered], expires: float) -> None:
-        """Keys that may be given until Unix time `expires`."""
-        self._keys.extend((expires, key) for key in keys)
+    def hold(self, keys: Iterable[Delivered], until: float) -> None:
+        """Keys that may be given until Unix time `until`."""
+        self._keys.extend((until, key) for key in keys)
 
     def drop(self) -> None:
         """Wipe all."""
@@ -95,12 +97,12 @@ class Stock:
         """Put the next block of the pool into its hand; False if there is none."""
         while refs := self._pools.pop(pool):
             try:
-                keys, expires = await self._taken_out(refs)
+                keys, until = await self._taken_out(refs)
             except StoreUnavailable:
                 self._pools.add(pool, refs)  # nothing was marked, so they are as ready as before
                 raise
             if keys:
-                hand.hold(keys, expires)
+                hand.hold(keys, until)
                 return True
         return False
 
@@ -108,27 +110,30 @@ class Stock:
         """A block marked as handed out: its unused keys, and the Unix time until which they may be given."""
         async with self._site.ledger.together(refs) as herd:
             if herd is not None and self._unused(herd.row):
-                keys, expires = _delivered(herd.row, refs, herd.secrets), herd.row.expires
+                keys, until = _delivered(herd.row, refs, herd.secrets), self._until(herd.row)
                 lifecycle.given(herd.row, MASTER, self._site.clock.now())
             else:
-                keys, expires = [], 0.0
-        return (keys, expires) if herd is not None else await self._one_by_one(refs)
+                keys, until = [], 0.0
+        return (keys, until) if herd is not None else await self._one_by_one(refs)
 
     async def _one_by_one(self, refs: Sequence[Ref]) -> tuple[list[Delivered], float]:
         """Keys of a block that do not all stand alike any more: those that are still unused."""
         keys: list[Delivered] = []
-        expires = float("inf")
+        until = float("inf")
         async with self._site.ledger.edit(*refs) as change:
             for ref in refs:
                 row = change.rows[ref]
                 if row is not None and row.secret is not None and self._unused(row):
                     keys += _delivered(row, [ref], [Secret(row.secret.reveal())])
-                    expires = min(expires, row.expires)
+                    until = min(until, self._until(row))
                     lifecycle.given(row, MASTER, self._site.clock.now())
-        return keys, expires
+        return keys, until
+
+    def _until(self, row: Row) -> float:
+        return row.expires - LEFT * self._site.settings.ttl
 
     def _unused(self, row: Row) -> bool:
-        current = row.expires > self._site.clock.now()
+        current = self._until(row) > self._site.clock.now()
         return row.state is State.DELIVERABLE and MASTER in row.waiting and current
 
 

@@ -20,6 +20,7 @@ from keyhaul.links.onetime import OneTimeKey
 from keyhaul.links.refill import Refill
 from keyhaul.pools import Pair, Rules
 from keyhaul.settlement import GRACE
+from keyhaul.stock import LEFT
 from tests.sim.dialogue import (
     ask_until_it_fails,
     asking,
@@ -157,6 +158,27 @@ def test_a_key_in_the_pool_that_was_voided_or_expired_is_not_served() -> None:
         assert same.bits.same_as(key.bits)
 
     told(story, pool=3, ttl=100.0)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_key_of_the_pool_is_given_only_while_its_slave_has_time_to_come(given: bool) -> None:
+    """Also one that was taken out of the pool for a block and waits in memory."""
+
+    async def story(world: World) -> None:
+        await world.ask("a", "b")
+        await asyncio.sleep(5)
+        (row, *_) = await world.nodes["a"].ledger.deliverable()
+        pooled = {each.ref.key_id for each in await world.nodes["a"].ledger.deliverable()}
+        await world.ask("a", "b")  # a block is in memory now
+        last = row.expires - LEFT * 100.0
+        await asyncio.sleep(last - world_clock.now() + (-0.5 if given else 0.5))
+        (key,) = await world.ask("a", "b")
+        assert (key.key_id in pooled) is given
+        await asyncio.sleep(LEFT * 100.0 - 2.0)
+        (same,) = await world.fetch("a", "b", [key.key_id])
+        assert same.bits.same_as(key.bits)
+
+    told(story, pool=8, ttl=100.0)
 
 
 # ---------------------------------------------------------------------- time
