@@ -142,7 +142,11 @@ async def refuse_forbidden(site: Site, context: Context, peer: str, until: float
         hops = (peer, site.name, hops[hops.index(site.name) + 1])
     if "pq" in labels:
         await site.pairing.acquainted(hops, until)
-    if lacking := _unkept(site, hops, scheme, labels):
+    lacking = _unkept(site, hops, scheme, labels)
+    if site.view.foreign(context.initiator):
+        lacks = ", ".join(sorted(labels))
+        lacking.insert(0, f"the hop of {context.initiator} into {context.origin}, plain 020, lacks {lacks}")
+    if lacking:
         raise Refused(
             f"the policy of {site.name} for these applications demands {', '.join(sorted(labels))}; "
             f"scheme {scheme.name}: {_told(lacking)}",

@@ -76,6 +76,7 @@ class Network:
         self._names = sorted(nodes)
         self._index = {name: index for index, name in enumerate(self._names)}
         self._homes = {**(foreign or {}), **saes}
+        self._foreign = frozenset(foreign or ())
         self._costs = {**COSTS, **(costs or {})}
         self._edges: dict[frozenset[str], Edge] = {}
         self._graph: Any = rustworkx.PyGraph(multigraph=False)
@@ -169,6 +170,10 @@ class Network:
             raise NoSuchTarget(
                 f"no node of this network serves SAE {sae_id!r}", "check the id, or register the SAE"
             ) from None
+
+    def foreign(self, sae_id: str) -> bool:
+        """Whether an SAE sits behind a key manager of another maker."""
+        return sae_id in self._foreign
 
     def saes(self, node: str) -> list[str]:
         """The SAE ids a node serves or is the gateway to, in order."""

@@ -64,6 +64,9 @@ class View(Protocol):
     def home(self, sae_id: str) -> str:
         """The node that serves an SAE. Raises NoSuchTarget."""
 
+    def foreign(self, sae_id: str) -> bool:
+        """Whether an SAE sits behind a key manager of another maker."""
+
     def saes(self, node: str) -> list[str]:
         """The SAEs that a node serves, or is the gateway to."""
 

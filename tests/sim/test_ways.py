@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from keyhaul.config import BlindConfig
 from keyhaul.errors import ExtensionRefused, NoRoute, Unavailable
 from keyhaul.keys import State
+from keyhaul.messages.etsi020 import ExtKey, ExtKeys
 from keyhaul.messages.wrapping import Wrapping
 from keyhaul.policy import PathPolicy, Rule
 from keyhaul.ports import Opened
@@ -234,6 +236,24 @@ def test_a_lie_about_the_path_fails_at_the_origins_tag() -> None:
         assert list(states.values()) == [[State.ACCEPTED, State.FAILED, State.VOIDED]], "the lie"
 
     told(story, lambda world: setattr(world, "policies", {"d": demand("qkd")}), links)
+
+
+def test_what_came_in_as_plain_020_keeps_no_label_on_its_way() -> None:
+    """The gateway may let keys of a foreign key manager in; the far node knows whose they are."""
+    transfer = ExtKeys((ExtKey(uuid4(), bytes(32)),), "sae-kme", ("sae-d",), "https://a/kme")
+
+    async def story(world: World) -> None:
+        await world.nodes["a"].relay.accept("kme", transfer)
+        await asyncio.sleep(20)
+        for row in await all_rows(world, "d"):
+            assert [event.state for event in row.history] == [State.VOIDED]
+        (row,) = [row for row in await all_rows(world, "a") if row.initiator == "sae-kme"]
+        assert row.state in (State.FAILED, State.VOIDED)
+
+    def prepare(world: World) -> None:
+        world.policies = {"d": demand("relay-blind", master="sae-kme")}
+
+    told(story, prepare, LINE, foreign={"kme": "a"}, request_timeout=6.0)
 
 
 def test_no_route_is_still_told_as_such() -> None:

@@ -341,8 +341,8 @@ class World:
         self.foreign = dict(foreign or {})
         self.foreigners = {name: SimForeign(name, self, gateway) for name, gateway in self.foreign.items()}
         homes = {f"sae-{name}": name for name in names} | dict(saes or {})
-        homes |= {f"sae-{name}": gateway for name, gateway in self.foreign.items()}
-        self.network = Network({name: "sim" for name in names}, self.edges, homes)
+        behind = {f"sae-{name}": gateway for name, gateway in self.foreign.items()}
+        self.network = Network({name: "sim" for name in names}, self.edges, homes, behind)
         self.devices = {frozenset((edge.a, edge.b)): DevicePair(self.rng) for edge in self.edges}
         self.nodes = {name: SimNode(self, name) for name in names}
         for name in names:

@@ -126,6 +126,13 @@ def test_labels_tell_what_each_link_promises() -> None:
     assert labels == [{"pq", "qkd", "its-wire"}, {"pq", "qkd"}, {"pq"}, frozenset()]
 
 
+def test_it_is_known_who_sits_behind_a_foreign_key_manager() -> None:
+    view = Network({"a": "x"}, [], {"sae-a": "a"}, {"sae-kme": "a"})
+    assert view.foreign("sae-kme")
+    assert not view.foreign("sae-a")
+    assert not view.foreign("sae-b")
+
+
 def test_links_that_cannot_keep_a_label_are_known() -> None:
     view = network("a=b-c=d")
     assert view.lacking(frozenset({"qkd"})) == {("b", "c")}
