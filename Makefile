@@ -85,7 +85,7 @@ fuzz: install  ## coverage-guided fuzzing of every decoder: make fuzz FUZZ_SECON
 
 bench: install  ## all benchmarks, quickly; writes JSON and pages to bench/results/ (see bench/README.md)
 	@mkdir -p bench/results
-	@for name in hops north store rest blind paper-a paper-b load scale pools; do \
+	@for name in hops north store rest blind paper-a paper-b load scale pools workers; do \
 	  $(BIN)/keyhaul bench $$name --quick --json bench/results/$$name.json --html bench/results/$$name.html \
 	  || exit 1; done
 

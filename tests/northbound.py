@@ -20,6 +20,7 @@ import jsonschema
 import yaml
 
 from keyhaul.admission import Admission, Rules
+from keyhaul.edge.refusing import Note
 from keyhaul.edge.sae import SaeApplication, refusal, render
 from keyhaul.edge.server import Bounds, Port, bind
 from keyhaul.edge.tls import Credentials, Policy, client_context, server_context
@@ -207,6 +208,7 @@ async def stage(
     kernel: Any = None,
     workers: int | None = None,
     admission: Admission | None = None,
+    note: Note = lambda event, **fields: None,
 ) -> AsyncIterator[Stage]:
     """An SAE port; `workers` as in a node's configuration, from WORKERS where a test does not say."""
     kernel, bounds = kernel or Kernel(), bounds or Bounds()
@@ -215,10 +217,10 @@ async def stage(
     port: Port | Workers
     if number := WORKERS.get() if workers is None else workers:
         told = settings(cast.port, Policy.COMPATIBLE, bounds)
-        port = Workers(number, application, refusal, told, bounds)
+        port = Workers(number, application, refusal, told, bounds, note=note)
     else:
         tls = server_context(cast.port, Policy.COMPATIBLE)
-        port = Port("sae", application.answer, render, sae_id, tls, bounds)
+        port = Port("sae", application.answer, render, sae_id, tls, bounds, note=note)
     await port.open([bind("127.0.0.1", 0)])
     try:
         yield Stage(port, kernel, cast)

@@ -14,7 +14,7 @@ from keyhaul.cli import INTERRUPTED
 from keyhaul.cli.output import note, say, table
 from keyhaul.errors import ConfigError
 
-NAMES = ("hops", "north", "store", "rest", "blind", "paper-a", "paper-b", "load", "scale", "pools")
+NAMES = ("hops", "north", "store", "rest", "blind", "paper-a", "paper-b", "load", "scale", "pools", "workers")
 """Each is a module of `keyhaul.testbed.benchmarks`, with `run(report, quick=, say=)`."""
 
 

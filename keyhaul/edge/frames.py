@@ -59,6 +59,7 @@ class Channel(asyncio.Protocol):
         self._most = most
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._waiting: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -86,8 +87,22 @@ class Channel(asyncio.Protocol):
 
     def send(self, kind: Kind, number: int = 0, content: bytes = b"") -> None:
         """Frames of one turn of the loop leave together. Nothing happens if the other end is gone."""
+        if self._transport is None:
+            return
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting += (HEAD.pack(len(content), kind, number), content)
+
+    def _flush(self) -> None:
         if self._transport is not None:
-            self._transport.write(HEAD.pack(len(content), kind, number) + content)
+            self._transport.write(b"".join(self._waiting))
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Hang up once everything is written."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
 
     def abort(self) -> None:
         """Hang up."""

@@ -60,7 +60,6 @@ class WorkerEnd(Channel):
         self._giving = asyncio.Lock()
         self._missed = 0  # pings without an answer
         self._over = loop.create_future()
-        self._expected = False
 
     @property
     def pid(self) -> int:
@@ -135,8 +134,8 @@ class WorkerEnd(Channel):
             return False
         return True
 
-    async def watch(self, every: float) -> None:
-        """Wait until the worker has ended; one that does not answer any more is ended."""
+    async def watch(self, every: float) -> int:
+        """Wait until the worker has ended; one that does not answer any more is ended. Its exit code."""
         while not self._over.done():
             self._missed += 1
             self.send(Kind.PING)
@@ -144,11 +143,10 @@ class WorkerEnd(Channel):
             if self._missed >= MISSES and not self._over.done():
                 log.error("a worker does not answer and is ended", pid=self.pid)
                 self.abort()
-        await self._end()
+        return await self._end()
 
     async def drain(self, patience: float) -> None:
         """Let it finish what it has, for at most so many seconds."""
-        self._expected = True
         self.send(Kind.DRAIN)
         await asyncio.wait({self._over}, timeout=patience)
         self.abort()
@@ -156,13 +154,15 @@ class WorkerEnd(Channel):
 
     async def discard(self) -> None:
         """It did not become ready, so nothing is owed to it."""
-        self._expected = True
         self.abort()
         if self.process is not None:
             await self._end()
 
-    async def _end(self) -> None:
-        """Leave no process behind. A stopped or mad one does not see that its channel is closed."""
+    async def _end(self) -> int:
+        """Leave no process behind, and say with which code it ended.
+
+        A stopped or mad one does not see that its channel is closed.
+        """
         process = self.process
         assert process is not None
         try:
@@ -171,9 +171,7 @@ class WorkerEnd(Channel):
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
-        if not self._expected:
-            log.error("a worker ended; another takes its place", pid=process.pid, code=process.returncode)
+        return await process.wait()
 
 
 def _settle(room: asyncio.Future[None]) -> None:

@@ -184,7 +184,7 @@ class _Door:
 async def serve(channel: socket.socket, door: socket.socket) -> None:
     """Until the node says so, or is gone. Raises ConfigError for certificates that do not load."""
     node = NodeEnd()
-    transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: node, sock=channel)
+    await asyncio.get_running_loop().create_unix_connection(lambda: node, sock=channel)
     front = node.front = Front(await node.settings, node)
     await front.start()
     entrance = _Door(door, front, node)
@@ -194,5 +194,5 @@ async def serve(channel: socket.socket, door: socket.socket) -> None:
     await node.drain.wait()
     entrance.close()
     await front.close()
-    transport.close()  # once all is written; then `ended`
+    node.close()  # then `ended`
     await asyncio.Event().wait()

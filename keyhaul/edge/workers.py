@@ -83,6 +83,7 @@ class Workers:
         self.traffic = Traffic()
         self.refusals = Refusals("sae", self.traffic, note)
         self.restarts = 0
+        self._note = note
         self._number = number
         self._answers = answers
         self._render = render
@@ -157,7 +158,9 @@ class Workers:
         loop, pause = asyncio.get_running_loop(), AGAIN_FIRST
         while True:
             started = loop.time()
-            await end.watch(PING_EVERY)
+            code = await end.watch(PING_EVERY)
+            log.error("a worker ended; another takes its place", pid=end.pid, code=code)
+            self._note("worker_ended", pid=end.pid, code=code)
             if loop.time() - started > YOUNG:
                 pause = AGAIN_FIRST
             self.restarts += 1

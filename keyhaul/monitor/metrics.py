@@ -100,8 +100,8 @@ def _keys(reading: Reading) -> Iterator[Metric]:
     yield _gauge("pools", "Pairs of applications with keys ready.", len(reading["pools"]))
     ready = sum(pool["ready"] for pool in reading["pools"])
     yield _gauge("pool_keys", "Keys relayed ahead and ready, all pairs together.", ready)
-    events = _labelled(CounterMetricFamily, "events", "What happened to keys.", "event")
-    for event in ("voided", "lapsed"):
+    events = _labelled(CounterMetricFamily, "events", "What happened to keys, and to workers.", "event")
+    for event in ("voided", "lapsed", "worker_ended"):
         events.add_metric([event], reading["events"].get(event, 0))
     yield events
     broken = _labelled(

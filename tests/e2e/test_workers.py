@@ -161,8 +161,15 @@ def test_a_worker_that_is_killed_costs_its_own_connections_and_nothing_else(
     cast: Cast, logs: list[Any]
 ) -> None:
     async def scene() -> None:
-        kernel = Slow()
-        async with stage(cast, workers=2, kernel=kernel) as here, contextlib.AsyncExitStack() as stack:
+        kernel, audit = Slow(), Counter[str]()
+
+        def note(event: str, **_: Any) -> None:
+            audit[event] += 1
+
+        async with (
+            stage(cast, workers=2, kernel=kernel, note=note) as here,
+            contextlib.AsyncExitStack() as stack,
+        ):
             pipes = []
             for _ in range(2):
                 pipes.append(await stack.enter_async_context(here.connection(MASTER)))
@@ -178,6 +185,7 @@ def test_a_worker_that_is_killed_costs_its_own_connections_and_nothing_else(
             assert await asked(kept) == (200, None)
             await until(lambda: here.port.restarts == 1 and len(pids(here)) == 2)
             assert victim not in pids(here)
+            assert audit == {"worker_ended": 1}
             # The call went on as it does for any client that left in the middle of it.
             kernel.go.set()
             await until(lambda: len(kernel.orders) == 1)

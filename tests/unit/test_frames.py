@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -50,10 +51,16 @@ class End(Channel):
 def test_frames_arrive_in_their_order_however_they_are_cut(
     frames: list[tuple[Kind, int, bytes]], cuts: list[int]
 ) -> None:
-    here, there = End(), End()
-    for frame in frames:
-        here.send(*frame)
-    stream, at = bytes(here.pipe.sent), 0
+    async def written() -> bytes:
+        here = End()
+        for frame in frames:
+            here.send(*frame)
+        assert here.pipe.sent == b"", "frames of one turn leave together"
+        await asyncio.sleep(0)
+        return bytes(here.pipe.sent)
+
+    there = End()
+    stream, at = asyncio.run(written()), 0
     while stream:
         size = cuts[at % len(cuts)]
         there.data_received(stream[:size])
@@ -72,6 +79,7 @@ def test_nothing_is_sent_to_an_end_that_is_gone() -> None:
     end = End()
     end.connection_lost(None)
     end.send(Kind.PING)
+    end.close()
     end.abort()
     assert (end.over, bytes(end.pipe.sent), end.pipe.aborted) == (1, b"", False)
 

@@ -43,7 +43,7 @@ def reading(**changes: Any) -> dict[str, Any]:
         "fetched": 4,
         "unfinished": 1,
         "pools": [{"master": "sae-a", "targets": ["sae-b"], "size": 256, "ready": 8}],
-        "events": {"voided": 2, "origin_check_failed": 3, "refused": 9},
+        "events": {"voided": 2, "worker_ended": 1, "origin_check_failed": 3, "refused": 9},
         "altered": 0,
         "hops": {("derio", "ext_keys", "accepted"): 6, ("derio", "ack", "lapsed"): 1},
         "hop_seconds": {"derio": (7, 0.7)},
@@ -90,6 +90,7 @@ def test_a_reading_becomes_metrics_with_their_values() -> None:
         ({"where": "origin"}, 3.0),
         ({"where": "store"}, 0.0),
     ]
+    assert ({"event": "worker_ended"}, 1.0) in found["keyhaul_events_total"]
     assert found["keyhaul_hop_seconds_sum"] == [({"peer": "derio"}, 0.7)]
     assert found["keyhaul_clock_skew_seconds"] == [({"peer": "derio"}, -2.5)]
     assert [labels["peer"] for labels, _ in found["keyhaul_link_device_bits"]] == ["derio"]

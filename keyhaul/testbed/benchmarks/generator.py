@@ -68,9 +68,10 @@ class Target:
     async def flood(self, seconds: float, most: int | None = None) -> None:
         """One slice on all connections, of at most so many requests."""
         requests = self.requests if most is None else itertools.islice(self.requests, most)
-        pid = self.task["pid"]
+        pid, others = self.task["pid"], self.task.get("workers", [])
         self.seconds = []
         begun, used, own = time.perf_counter(), processor_seconds(pid), time.process_time()
+        beside = sum(map(processor_seconds, others))
         end = begun + seconds
 
         async def one(wire: Wire) -> None:
@@ -90,6 +91,7 @@ class Target:
                     "p50": ordered[len(ordered) // 2],
                     "p95": ordered[len(ordered) * 95 // 100],
                     "server": (processor_seconds(pid) - used) / len(ordered),
+                    "workers": (sum(map(processor_seconds, others)) - beside) / len(ordered),
                     "client_share": (time.process_time() - own) / took,
                 }
             )
