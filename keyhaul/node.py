@@ -70,6 +70,7 @@ from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
 from keyhaul.site import ForeignPeer, Settings, Site
 from keyhaul.tasks import Tasks, WallClock
+from keyhaul.traces import open_tracer
 from keyhaul.whispers import Whispers
 
 SWEEP_EVERY = 1.0  # seconds
@@ -119,6 +120,8 @@ class Node:
         if monitoring is not None:
             self.monitor, self.urls["monitor"] = monitoring
             self._stack.push_async_callback(self.monitor.close)
+        self.tracer = open_tracer(self.config.traces, self.config.name, self.config.domain)
+        self._stack.push_async_callback(self.tracer.close)
         self.vault = await vault.open_vault(self.config.store)
         self._stack.push_async_callback(self.vault.ledger.close)
         self._sealer = await vault.open_private(self.config.store, self.config.schemes.private_keys)
@@ -221,8 +224,10 @@ class Node:
             quota=self.admission,
             note=self._note,
             policy=settings.policy,
+            tracer=self.tracer,
         )
         self.outbox = Outbox(self.peers, self._clock, self._tasks.spawn)
+        self.outbox.tracer = self.tracer
         self.settlement = Settlement(self.site, self.outbox)
         self.outbox.outcome = self.settlement
         self.outbox.seal = Letters(self.site).seal
@@ -256,7 +261,7 @@ class Node:
             delivery = AuditedDelivery(delivery, self.audit)
         if self.monitor is not None:
             delivery = TimedDelivery(delivery, self.monitor.metrics.seconds)
-        saes = self._saes = sae.SaeApplication(delivery, self.config.limits, turns)
+        saes = self._saes = sae.SaeApplication(delivery, self.config.limits, turns, self.tracer)
         operators = admin.AdminApplication(
             self.status, self.trace, self.replace_entropy, self.origin.probe
         ).application()

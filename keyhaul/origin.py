@@ -379,7 +379,8 @@ class Origin:
         story.begin()
         begun, done = self._site.clock.now(), False
         try:
-            done = await self._relay_ahead(pool, number)
+            with self._site.tracer.span("restock", master=pool.master, keys=number):
+                done = await self._relay_ahead(pool, number)
         except KeyhaulError as error:
             log.info("pool not filled", master=pool.master, cause=error.cause)
         finally:

@@ -83,6 +83,7 @@ class Outbox:
         """Messages by neighbour, operation, and what became of them: accepted, refused, lapsed."""
         self.seconds: dict[str, tuple[int, float]] = {}
         """By neighbour: attempts that were answered, and how long that took in all."""
+        self.tracer = story.NO_TRACER
         self.seal: Callable[[Message], Awaitable[Message]] = _as_it_is
 
     def waiting(self) -> dict[str, int]:
@@ -101,7 +102,8 @@ class Outbox:
         lane = self._lanes[message.peer]
         lane.waiting += 1
         try:
-            answer = await self._until_answered(lane, message)
+            with self.tracer.span("send", "client", to=message.peer, operation=message.path):
+                answer = await self._until_answered(lane, message)
         finally:
             lane.waiting -= 1
         outcome = self.outcome

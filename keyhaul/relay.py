@@ -45,6 +45,7 @@ from keyhaul.ports import Change, Grant, Opened
 from keyhaul.promise import NOTHING, Ask, joined, refuse_forbidden, refuse_plain, trust
 from keyhaul.settlement import Settlement
 from keyhaul.site import Site
+from keyhaul.story import Told
 from keyhaul.ways import choose
 
 CLOCK_SKEW = 300.0  # seconds another node's clock may run ahead of ours
@@ -115,6 +116,11 @@ class Relay:
         Raises NoSuchTarget, NoRoute, InsufficientKey, Unavailable or ExtensionRefused; then nothing
         was stored or sent.
         """
+        ids = (key_id for key_id, _ in batch.keys)
+        with self.site.tracer.span("dispatch", "producer", ids, keys=len(batch.keys)):
+            await self._dispatch(batch)
+
+    async def _dispatch(self, batch: Batch) -> None:
         legs: list[_Leg] = []
         rows: list[Row] = []
         local = self.site.legs(batch.targets).get(self.site.name, ())
@@ -306,13 +312,13 @@ class Relay:
         wrapping = replace(wrapping, deadline=min(wrapping.deadline, longest))
         if wrapping.context.expires > longest + CLOCK_SKEW:
             raise Malformed("the keys are to be kept for longer than this node keeps any", "lower ttl there")
-        now = self.site.clock.now()
-        self.site.quota.keys(peer, len(wrapping.context.key_ids), now)
-        await refuse_forbidden(self.site, wrapping.context, peer, min(wrapping.deadline, now + HOP_PATIENCE))
-        if wrapping.context.destination == self.site.name:
-            await self._arrive(peer, wrapping, opened)
-        else:
-            await self._pass_on(peer, wrapping, opened)
+        context, now = wrapping.context, self.site.clock.now()
+        self.site.quota.keys(peer, len(context.key_ids), now)
+        here = context.destination == self.site.name
+        what: dict[str, Told] = {"scheme": context.scheme, "keys": len(context.key_ids), "came": peer}
+        with self.site.tracer.span("hold" if here else "relay", "consumer", context.key_ids, **what):
+            await refuse_forbidden(self.site, context, peer, min(wrapping.deadline, now + HOP_PATIENCE))
+            await (self._arrive if here else self._pass_on)(peer, wrapping, opened)
 
     def _scheme(self, name: str) -> Scheme:
         scheme = self.site.schemes.get(name)

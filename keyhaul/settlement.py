@@ -85,9 +85,15 @@ class Settlement:
 
         Raises KeyNotFound, for a plain peer, if it acknowledges a key it never got from here.
         """
-        statuses: dict[Ref, list[_Report]] = defaultdict(list)
         if opened is not None and acks:
             story.go_on(tracecontext.read(acks[0].extension, self.site.settings.pen))
+        ids = (key_id for ack in acks for key_id in ack.key_ids)
+        status = acks[0].status if acks else ""
+        with self.site.tracer.span("settle", "consumer", ids, by=peer, status=status):
+            await self._acknowledge(peer, acks, opened)
+
+    async def _acknowledge(self, peer: str, acks: Sequence[Ack], opened: Opened | None) -> None:
+        statuses: dict[Ref, list[_Report]] = defaultdict(list)
         for ack in acks:
             story.tell(log, "acknowledged", by=peer, status=ack.status, **_told(ack.key_ids))
             proofs = confirming.proofs_of(ack, self.site.settings.pen)
@@ -183,6 +189,10 @@ class Settlement:
         """Discard keys (020 ext_keys/void), asked by a neighbour that gave them or got them."""
         if opened is not None:
             story.go_on(tracecontext.read(request.extension, self.site.settings.pen))
+        with self.site.tracer.span("discard", "consumer", request.key_ids, by=peer):
+            await self._void(peer, request, opened)
+
+    async def _void(self, peer: str, request: Void, opened: Opened | None) -> None:
         refs = await self._named(peer, request)
         story.tell(log, "to be discarded", by=peer, **_told([ref.key_id for ref in refs]))
         now = self.site.clock.now()

@@ -13,6 +13,7 @@ from keyhaul.messages.payload import Scheme
 from keyhaul.pairing import Pairing
 from keyhaul.policy import NO_POLICY, PathPolicy
 from keyhaul.ports import Clock, Ledger, Link
+from keyhaul.story import NO_TRACER, Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ class Site:
     quota: Quota = field(default_factory=_NoQuota)
     note: Note = _unnoted
     policy: PathPolicy = NO_POLICY
+    tracer: Tracer = NO_TRACER
 
     def link(self, peer: str) -> Link:
         """The link to a neighbour. Raises PeerUnreachable if there is none."""

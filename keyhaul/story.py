@@ -7,30 +7,36 @@ trace.
 
 from __future__ import annotations
 
-import os
-from collections.abc import MutableMapping
+import random
+from collections.abc import Iterable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
+from uuid import UUID
 
 from keyhaul.logs import levels
 from keyhaul.messages.tracecontext import TraceContext
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
-    """`request` names the work at this node, `context` the trace across nodes and the step in it."""
+class Story(NamedTuple):
+    """`request` names the work at this node, `context` the trace across nodes and the step in it.
+
+    `caused`: that step is a span, on which the next one may hang; `remote`: a neighbour's.
+    """
 
     request: str
     context: TraceContext
+    caused: bool = False
+    remote: bool = False
 
 
+_draw = random.Random().getrandbits  # noqa: S311  names, which have to differ and may be guessed
 _current: ContextVar[Story | None] = ContextVar("story", default=None)
 
 
 def new() -> Story:
     """A story nobody has told yet, recorded by no one unless a tracer takes it up."""
-    drawn = os.urandom(32).hex()
+    drawn = f"{_draw(256):064x}"
     return Story(drawn[48:], TraceContext(drawn[:32], drawn[32:48], sampled=False))
 
 
@@ -58,7 +64,7 @@ def none() -> None:
 def go_on(context: TraceContext | None) -> None:
     """The rest of this task goes on with a neighbour's trace, under its own id; None changes nothing."""
     if context is not None:
-        _current.set(replace(_current.get() or new(), context=context))
+        _current.set(Story((_current.get() or new()).request, context, caused=True, remote=True))
 
 
 class told:  # noqa: N801  used like a function; a generator would cost three times as much
@@ -74,6 +80,40 @@ class told:  # noqa: N801  used like a function; a generator would cost three ti
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._before)
+
+
+Kind = Literal["internal", "server", "client", "producer", "consumer"]
+"""What OpenTelemetry calls the side of a conversation that a span is on."""
+
+Told = str | int | tuple[str, ...]
+
+
+class Tracer(Protocol):
+    """Records how long steps take, and of which they are part, for whoever looks at traces."""
+
+    def span(
+        self, name: str, kind: Kind = "internal", key_ids: Iterable[UUID] = (), **attributes: Told
+    ) -> AbstractContextManager[None]:
+        """One step, from entering to leaving. Nothing given here may be secret; ids may be left out."""
+
+    async def close(self) -> None:
+        """Hand over what is left."""
+
+
+class _NoTracer:
+    """Nobody looks."""
+
+    def span(
+        self, name: str, kind: Kind = "internal", key_ids: Iterable[UUID] = (), **attributes: Told
+    ) -> AbstractContextManager[None]:
+        return _NOTHING
+
+    async def close(self) -> None:
+        """There is nothing."""
+
+
+_NOTHING = nullcontext()
+NO_TRACER: Tracer = _NoTracer()
 
 
 def tell(log: Any, event: str, **fields: Any) -> None:

@@ -23,6 +23,7 @@ from keyhaul.config.model import (
     SkipConfig,
     SlotSource,
     StoreConfig,
+    TracesConfig,
 )
 from keyhaul.config.parse import check, load
 from keyhaul.config.reader import Mistake, Mistakes
@@ -51,6 +52,7 @@ __all__ = [
     "SkipConfig",
     "SlotSource",
     "StoreConfig",
+    "TracesConfig",
     "check",
     "load",
     "parse_entropy",

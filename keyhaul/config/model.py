@@ -263,6 +263,20 @@ class SkipConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracesConfig:
+    """Where spans go, OTLP over HTTP; nowhere without `endpoint`.
+
+    `ratio` of the traces that begin here is recorded. `key_ids`: whether spans name keys by their ids.
+    `ca`: that of an https collector, None: the system's.
+    """
+
+    endpoint: str = ""
+    ratio: float = 1.0
+    key_ids: bool = False
+    ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BlindConfig:
     """Whether this node takes part in scheme `blind`, and the profile of the BFV keys it announces.
 
@@ -325,6 +339,7 @@ class NodeConfig:
     audit: AuditConfig = AuditConfig()
     monitor: MonitorConfig = MonitorConfig()
     log: LogConfig = LogConfig()
+    traces: TracesConfig = TracesConfig()
     schemes: SchemesConfig = SchemesConfig()
     skip: SkipConfig = field(default_factory=SkipConfig)
     policy: PathPolicy = NO_POLICY

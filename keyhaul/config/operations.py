@@ -1,4 +1,4 @@
-"""Reads what operators set: `[audit]`, `[monitor]` and `[log]`."""
+"""Reads what operators set: `[audit]`, `[monitor]`, `[log]` and `[traces]`."""
 
 from __future__ import annotations
 
@@ -50,3 +50,36 @@ def read_log(table: Section) -> model.LogConfig:
     log = model.LogConfig(table.choice("level", LEVELS, "INFO"))  # type: ignore[arg-type]
     table.done()
     return log
+
+
+def read_traces(table: Section) -> model.TracesConfig:
+    """Where spans go, or nowhere. Plain HTTP to another machine draws a warning."""
+    traces = model.TracesConfig(
+        endpoint=table.text("endpoint", ""),
+        ratio=table.number("ratio", 1.0, low=0.0, high=1.0),
+        key_ids=table.flag("key_ids", False),
+        ca=table.optional_file("ca"),
+    )
+    table.done()
+    if traces.endpoint:
+        _check_endpoint(table, traces.endpoint)
+    return traces
+
+
+def _check_endpoint(table: Section, endpoint: str) -> None:
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), "", None
+    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.username or parts.fragment:
+        cause = f"endpoint = {endpoint!r} is no address of a collector"
+        table.report("endpoint", cause, 'write "http://127.0.0.1:4318/v1/traces"')
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if parts.scheme == "http" and not loopback:
+        cause = f"endpoint = {endpoint!r}: whoever is on the way can read who exchanges keys with whom"
+        table.report("endpoint", cause, "use https, or a collector on this machine", warning=True)

@@ -21,7 +21,7 @@ from keyhaul.config import model
 from keyhaul.config.admission import read_admission
 from keyhaul.config.entropy import read_entropy
 from keyhaul.config.network import check_peers, read_network
-from keyhaul.config.operations import read_audit, read_log, read_monitor
+from keyhaul.config.operations import read_audit, read_log, read_monitor, read_traces
 from keyhaul.config.pools import read_level, read_pools
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
 from keyhaul.config.schemes import check_schemes, read_policy, read_schemes
@@ -96,6 +96,7 @@ def _node(root: Section, source: Source, mistakes: list[Mistake]) -> model.NodeC
         audit=read_audit(root.section("audit", required=False)),
         monitor=read_monitor(root.section("monitor", required=False)),
         log=read_log(root.section("log", required=False)),
+        traces=read_traces(root.section("traces", required=False)),
         schemes=read_schemes(root.section("schemes", required=False)),
         skip=read_skip(root),
         policy=read_policy(root),

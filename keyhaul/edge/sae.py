@@ -25,6 +25,7 @@ from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused,
 from keyhaul.messages import etsi014
 from keyhaul.messages.etsi014 import TRUST, Delivered, KeyIds, KeyRequest, Order, Refusal, Standing
 from keyhaul.policy import Limits, check_sae
+from keyhaul.story import NO_TRACER, Told, Tracer
 
 
 class Delivery(Protocol):
@@ -54,7 +55,14 @@ _Method = Callable[[Call, str], Awaitable[Reply]]
 class SaeApplication:
     """The five calls of clause 5, on top of a kernel and the limits the node announces."""
 
-    def __init__(self, delivery: Delivery, limits: Limits | None = None, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        delivery: Delivery,
+        limits: Limits | None = None,
+        turns: Turns | None = None,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
+        self._tracer = tracer
         self._delivery = delivery
         self.limits = limits or Limits()
         self._turns = turns or Turns(Admission(Rules()), time.monotonic)
@@ -101,13 +109,17 @@ class SaeApplication:
 
     async def _request(self, master: str, sae: str, asked: KeyRequest) -> Reply:
         order = self.limits.check(master, etsi014.unquote_sae(sae), asked)
-        async with self._turns.turn(order):
-            keys = await self._delivery.request(order)
+        what: dict[str, Told] = {"master": master, "slaves": order.targets, "number": order.number}
+        with self._tracer.span("enc_keys", "server", (), size=order.size, **what):
+            async with self._turns.turn(order):
+                keys = await self._delivery.request(order)
         return _container(keys, [order.size] * order.number, trust=order.options.get(TRUST) is True)
 
     async def _fetch(self, caller: str, sae: str, asked: KeyIds) -> Reply:
         self.limits.check_ids(asked)
-        keys = await self._delivery.fetch(caller, check_sae(etsi014.unquote_sae(sae)), asked.ids)
+        master = check_sae(etsi014.unquote_sae(sae))
+        with self._tracer.span("dec_keys", "server", asked.ids, slave=caller, master=master):
+            keys = await self._delivery.fetch(caller, master, asked.ids)
         if [key.key_id for key in keys] != list(asked.ids):
             raise KeyhaulError("the kernel gave other keys than were asked for")
         return _container(keys, [len(key.bits) * 8 for key in keys], trust=asked.trust)

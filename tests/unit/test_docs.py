@@ -35,6 +35,7 @@ SECTIONS = (
     config.SkipConfig,
     config.SlotSource,
     config.StoreConfig,
+    config.TracesConfig,
     Limits,
     Rules,
     Rule,
