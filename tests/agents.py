@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -74,8 +75,9 @@ class Lines:
         self._thread.start()
 
     def _read(self, stream: IO[str]) -> None:
-        for line in stream:
-            self._lines.put(line)
+        with contextlib.suppress(ValueError):  # the test is over and has closed it
+            for line in stream:
+                self._lines.put(line)
         self._lines.put("")
 
     def next(self) -> str:
@@ -84,10 +86,14 @@ class Lines:
         assert line, "the process has ended"
         return line
 
-    def rest(self) -> list[str]:
-        """All that came and was not asked for, once the process has ended."""
-        self._thread.join(PATIENCE)
+    def so_far(self) -> list[str]:
+        """All that came and was not asked for."""
         return [self._lines.get() for _ in range(self._lines.qsize())]
+
+    def rest(self) -> list[str]:
+        """The same, once the process has ended."""
+        self._thread.join(PATIENCE)
+        return self.so_far()
 
 
 class Agent:

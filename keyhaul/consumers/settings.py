@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
 from keyhaul.consumers.exec import Encoding, Exec
 from keyhaul.consumers.port import Consumer, Role
+from keyhaul.consumers.stunnel import Stunnel
 from keyhaul.consumers.wireguard import WireGuard
 from keyhaul.edge.tls import Credentials
 
@@ -130,7 +131,14 @@ def _wireguard(table: Section, peer: str, role: Role) -> Callable[[], Consumer]:
     return lambda: WireGuard(interface, public, wg)
 
 
+def _stunnel(table: Section, peer: str, role: Role) -> Callable[[], Consumer]:
+    secrets, pid = table.file("secrets"), table.file("pid_file")
+    on_disk = table.flag("on_disk", False)
+    return lambda: Stunnel(secrets, pid, client=role == "initiator", on_disk=on_disk)
+
+
 _KINDS: dict[str, Callable[[Section, str, Role], Callable[[], Consumer]]] = {
     "exec": _exec,
+    "stunnel": _stunnel,
     "wireguard": _wireguard,
 }
