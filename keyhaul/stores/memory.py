@@ -115,7 +115,7 @@ class MemoryLedger:
 
     async def items(self, space: str) -> dict[str, bytes]:
         await self._turn()
-        return {name: value for (kept, name), value in sorted(self._items.items()) if kept == space}
+        return dict(sorted((name, value) for (kept, name), value in self._items.items() if kept == space))
 
     async def close(self) -> None:
         """Wipe every stored secret; later operations raise StoreUnavailable."""
@@ -137,7 +137,7 @@ class MemoryLedger:
     async def _select(self, wanted: Callable[[Row], bool]) -> list[Row]:
         await self._turn()
         found = sorted((row for row in self._rows.values() if wanted(row)), key=lambda row: row.ref)
-        return [replace(row.draft(), secret=None) for row in found]
+        return [_bare(row) for row in found]
 
     def _commit(self, change: StagedChange) -> None:
         rows = list(change.altered())
@@ -162,7 +162,9 @@ class MemoryLedger:
         old = self._rows.get(row.ref)
         if (old.version if old is not None else 0) != row.version:
             raise StaleRow(f"row {row.ref} was written by somebody else")
-        _set(self._rows, row.ref, replace(_copy(row), version=row.version + 1), undo)
+        kept = _copy(row)
+        kept.version += 1
+        _set(self._rows, row.ref, kept, undo)
 
     def _take(self, step: Step, undo: list[Undo]) -> None:
         match step:
@@ -197,9 +199,16 @@ def _alike(rows: Sequence[Row]) -> bool:
     return len(lengths) == 1 and all(row == bare[0] for row in bare)
 
 
+def _bare(row: Row) -> Row:
+    copy = row.draft()
+    copy.secret = None
+    return copy
+
+
 def _copy(row: Row) -> Row:
-    secret = None if row.secret is None else Secret(row.secret.reveal())
-    return replace(row.draft(), secret=secret)
+    copy = row.draft()
+    copy.secret = None if row.secret is None else Secret(row.secret.reveal())
+    return copy
 
 
 def _set(table: dict[K, V], key: K, value: V, undo: list[Undo]) -> None:

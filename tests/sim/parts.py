@@ -69,6 +69,7 @@ class DevicePair:
     waiting: dict[str, bytes] = field(default_factory=dict)
     handed: int = 0  # keys that left at the end that drew them
     fetched: int = 0  # keys that left at the other end
+    wrong: set[str] = field(default_factory=set)  # keys of which the two ends have different bits
 
     async def enc_keys(self, number: int, size: int) -> Sequence[SimKey]:
         await asyncio.sleep(self.rng.uniform(0.01, 0.1))
@@ -78,6 +79,8 @@ class DevicePair:
         for key in keys:
             wrong = self.rng.random() < self.disagree
             self.waiting[key.key_id] = self.rng.randbytes(size // 8) if wrong else key.bits.reveal()
+            if wrong:
+                self.wrong.add(key.key_id)
         self.handed += number
         return keys
 

@@ -193,11 +193,7 @@ class Storm:
         for node in world.nodes.values():
             node.site.schemes = node.honest
         world.history.note("world", "healed")
-        # Applications go on asking: device keys that do not agree are found out by being used, and those
-        # of a stock are used in turn: behind good ones there may be others, drawn a moment later.
-        for _ in range(STOCK if any("disagree" in event.text for event in world.history) else 0):
-            await self.neighbours_ask()
-            await asyncio.sleep(3.0)
+        await self.use_wrong_keys()
         await asyncio.sleep(RECOVERY)
         for master, slaves, key_id in list(self.held):
             for slave in slaves:
@@ -213,6 +209,25 @@ class Storm:
         await asyncio.sleep(30.0)
         if world.settings.ttl < CALM_TTL:
             await self.grow_old()
+
+    async def use_wrong_keys(self) -> None:
+        """Applications go on asking: device keys that do not agree are found out by being used.
+
+        Those of a stock are used in turn: behind good ones there may be others, drawn a moment later.
+        """
+        for _ in range(STOCK):
+            if not self.wrong_keys():
+                break
+            await self.neighbours_ask()
+            await asyncio.sleep(3.0)
+
+    def wrong_keys(self) -> bool:
+        """Whether a node has a device key to send with of which its neighbour has other bits."""
+        wrong = set[str]().union(*(device.wrong for device in self.world.devices.values()))
+        spaces = tuple(node.disk.tables.items for node in self.world.nodes.values())
+        return bool(wrong) and any(
+            name in wrong and space.endswith("/out") for items in spaces for space, name in items
+        )
 
     async def grow_old(self) -> None:
         """Nobody fetches the last keys; when their time is over nobody can, and then they are forgotten."""
@@ -260,10 +275,11 @@ class Storm:
             bodies = [message.body for message in tables.queue.values()]
             places[name, "disk"] = [*bodies, *tables.items.values()]
         note, digest = self.world.history.note, self.world.history.digest
+        written = {bits: _forms(bits) for bits in self.bits}
         for (name, place), texts in places.items():
             joined = b"\0".join(texts)
-            for bits in self.bits:
-                if any(form in joined for form in _forms(bits)):
+            for bits, forms in written.items():
+                if any(form in joined for form in forms):
                     note(name, "held", digest=digest(bits), text=place)
 
     def _sizes(self, name: str, node: SimNode) -> None:

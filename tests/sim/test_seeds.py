@@ -93,6 +93,26 @@ def test_randomness_is_put_back_after_a_storm() -> None:
     assert os.urandom is urandom
 
 
+def test_wrong_device_keys_are_used_up_after_a_storm_and_nothing_else_is_waited_for() -> None:
+    async def main() -> None:
+        world = World(3, TOPOLOGIES["pair"], request_timeout=8.0)
+        storm = Storm(3, random.Random(3), "pair", world)
+        (device,) = world.devices.values()
+        device.disagree = 0.5
+        await world.start()
+        await asyncio.sleep(5.0)
+        device.disagree = 0.0
+        assert storm.wrong_keys()
+        await storm.use_wrong_keys()
+        assert not storm.wrong_keys()
+        begun = asyncio.get_running_loop().time()
+        await storm.use_wrong_keys()
+        assert asyncio.get_running_loop().time() == begun
+
+    with seeded(3):
+        run(main())
+
+
 # ---------------------------------------------------------------------- failures that have to be seen
 
 
