@@ -14,6 +14,8 @@ import struct
 from collections.abc import Mapping
 from typing import cast
 
+import msgspec
+
 from keyhaul.edge.calls import Reply
 from keyhaul.errors import Malformed
 
@@ -118,6 +120,32 @@ class Channel(asyncio.Protocol):
         raise NotImplementedError
 
 
+class Told(msgspec.Struct, frozen=True):
+    """A call that a worker refused by itself; `story` is request, trace and span."""
+
+    reason: str
+    status: int
+    cause: str
+    caller: str | None
+    method: str
+    path: str
+    story: tuple[str, str, str]
+
+
+def pack_told(told: Told) -> bytes:
+    """For `Kind.REFUSED`. What is not UTF-8 is shown with question marks."""
+    shown = {name: _shown(getattr(told, name)) for name in ("cause", "method", "path")}
+    return msgspec.json.encode(msgspec.structs.replace(told, **shown))
+
+
+def unpack_told(content: bytes) -> Told:
+    """Raises Malformed."""
+    try:
+        return msgspec.json.decode(content, type=Told)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise Malformed("a worker's frame is no refusal") from None
+
+
 def pack_call(method: str, path: str, query: str, body: bytes) -> bytes:
     """A call without its caller, who is named once for a connection."""
     verb, where, behind = method.encode(), _octets(path), _octets(query)
@@ -156,3 +184,7 @@ def unpack_reply(content: bytes) -> tuple[Reply, bool]:
 def _octets(text: str) -> bytes:
     """What came over the wire: aiohttp keeps bytes that are not UTF-8 as surrogates."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def _shown(text: str) -> str:
+    return text[:256].encode(errors="replace").decode()

@@ -23,7 +23,7 @@ from aiohttp import web
 from keyhaul import story
 from keyhaul.edge import sae, tls
 from keyhaul.edge.accepting import Traffic
-from keyhaul.edge.frames import NUMBER, Channel, Kind, pack_call, unpack_reply
+from keyhaul.edge.frames import NUMBER, Channel, Kind, Told, pack_call, pack_told, unpack_reply
 from keyhaul.edge.refusing import Refusals
 from keyhaul.edge.server import Bounds, Connection, HttpCall, Port
 from keyhaul.identity import sae_id
@@ -84,11 +84,10 @@ class _Reported(Refusals):
         self._channel = channel
 
     def told(self, reason: str, status: int, cause: str, caller: str | None, method: str, path: str) -> None:
-        told = story.current() or story.new()
-        ids = (told.request, told.context.trace, told.context.span)
-        said = {"reason": reason, "status": status, "cause": cause, "caller": caller, "story": ids}
-        path = path[:256].encode(errors="replace").decode()
-        self._channel.send(Kind.REFUSED, 0, msgspec.json.encode({**said, "method": method, "path": path}))
+        now = story.current() or story.new()
+        ids = (now.request, now.context.trace, now.context.span)
+        told = Told(reason, status, cause, caller, method, path, ids)
+        self._channel.send(Kind.REFUSED, 0, pack_told(told))
 
 
 class NodeEnd(Channel):

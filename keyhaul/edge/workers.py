@@ -15,14 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import msgspec
 import structlog
 from yarl import URL
 
 from keyhaul import story
 from keyhaul.edge.accepting import Acceptor, Traffic
 from keyhaul.edge.calls import Call, Reply
-from keyhaul.edge.frames import AROUND, Kind, pack_reply, unpack_call
+from keyhaul.edge.frames import AROUND, Kind, Told, pack_reply, unpack_call, unpack_told
 from keyhaul.edge.refusing import Note, Refusals
 from keyhaul.edge.server import Bounds, lists
 from keyhaul.edge.spawning import Visitor, WorkerEnd, spawn
@@ -209,15 +208,15 @@ class Workers:
         elif kind == Kind.GONE:
             self._gone(end, number)
         elif kind == Kind.REFUSED:
-            self._refused(msgspec.json.decode(content))
+            self._refused(unpack_told(content))
         else:
             raise Malformed("a worker's frame is out of place")
 
-    def _refused(self, said: dict[str, Any]) -> None:
-        """A worker refused a call by itself, and told its client the story's request id."""
-        request, trace, step = said.pop("story")
-        with story.told(story.Story(request, TraceContext(trace, step, sampled=False))):
-            self.refusals.told(**said)
+    def _refused(self, told: Told) -> None:
+        """A worker refused a call by itself, and told its client the request id of the story."""
+        request, trace, span = told.story
+        with story.told(story.Story(request, TraceContext(trace, span, sampled=False))):
+            self.refusals.told(told.reason, told.status, told.cause, told.caller, told.method, told.path)
 
     def _gone(self, end: WorkerEnd, number: int) -> None:
         visitor = end.visitors.pop(number, None)

@@ -55,11 +55,14 @@ def verdicts(out: str, verdict: str) -> list[Any]:
     return [each for each in json.loads(out)["probes"] if each["verdict"] == verdict]
 
 
-def test_014_every_rule_holds_across_three_nodes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_014_every_rule_holds_across_three_nodes(tmp_path: Path, workers: int) -> None:
     (tmp_path / "three.toml").write_text(TOPOLOGY)
 
     async def story() -> None:
-        async with Testbed(read(tmp_path / "three.toml"), tmp_path / "testbed", restart=False) as testbed:
+        topology, directory = read(tmp_path / "three.toml"), tmp_path / "testbed"
+        settings = {"workers": workers}
+        async with Testbed(topology, directory, restart=False, settings=settings) as testbed:
             people = ["--master", "sae-west", "--slave", "app/2 #?%ñ"]
             more = ["--additional", "sae-east", "--stranger", "sae-guest"]
             place = ["--dir", str(testbed.directory)]

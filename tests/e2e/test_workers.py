@@ -219,6 +219,7 @@ def test_a_worker_that_hangs_is_replaced(cast: Cast, monkeypatch: pytest.MonkeyP
         HEAD.pack(0, Kind.CALL, 1),
         HEAD.pack(2**31, Kind.CALL, 1),
         HEAD.pack(1, Kind.REFUSED, 0) + b"x",
+        HEAD.pack(2, Kind.REFUSED, 0) + b"{}",
         HEAD.pack(0, Kind.READY, 0),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -27,6 +28,10 @@ EXTENSION = {
     "v": 1, "scheme": "masked", "origin": "vigo", "destination": "bilbao",
     "route": ["vigo", "santiago", "bilbao"], "size": 256, "expires": 1_800_086_400, "deadline": 1.8e9,
     "trust": [["relays", "none"]], "head": "AAAA", "tail": "AAAAAAAAAAAAAAAAAAAAAA==",
+}  # fmt: skip
+REFUSED = {
+    "reason": "Malformed", "status": 400, "cause": "no such thing", "caller": None, "method": "GET",
+    "path": "/x", "story": ["r", "t", "s"],
 }  # fmt: skip
 NODE = """\
 name = "vigo"
@@ -161,6 +166,12 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "example": _json("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
             "later": _json("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"),
         },
+        "worker_frames": {
+            "call": _frame(11, b"\x04\x00\x02\x00\x03POST/xa=b{}"),
+            "refused": _frame(12, _json(REFUSED)),
+            "several": _frame(8, b"") + _frame(10, b"sae-vigo") + _frame(13, b""),
+            "long": b"\x80\0\0\0\x0b" + bytes(8),
+        },
         "payload": {
             "short": bytes(80),
             "blind": bytes(32 + 16 + 32 + 2176) + trailer,
@@ -192,6 +203,11 @@ def seeds() -> dict[str, dict[str, bytes]]:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _frame(kind: int, content: bytes) -> bytes:
+    """What a worker sends about its seventh connection."""
+    return struct.pack(">IBQ", len(content), kind, 7) + content
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ import msgspec
 from keyhaul import config, control, kem
 from keyhaul.consumers import channel
 from keyhaul.destination import _Own
+from keyhaul.edge import frames
 from keyhaul.errors import ConfigError, KeyhaulError, Malformed
 from keyhaul.keys import Secret
 from keyhaul.links import onetime, refill
@@ -285,6 +286,33 @@ def traceparent(data: bytes) -> None:
     assert len(found.traceparent()) == 55
 
 
+class _NodeEnd(frames.Channel):
+    """The node's end of a worker's channel: what it understands must survive being written again."""
+
+    def __init__(self) -> None:
+        super().__init__(most=4096)
+        self.ended_early = False
+
+    def take(self, kind: int, number: int, content: bytes) -> None:
+        if kind == frames.Kind.CALL:
+            call = frames.unpack_call(content)
+            _same(frames.unpack_call(frames.pack_call(*call)), call)
+        elif kind == frames.Kind.REFUSED:
+            told = frames.unpack_told(content)
+            _same(frames.unpack_told(frames.pack_told(told)).story, told.story)
+
+    def abort(self) -> None:
+        self.ended_early = True
+
+
+def worker_frames(data: bytes) -> None:
+    """What a worker sends to its node, in one piece."""
+    end = _NodeEnd()
+    end.data_received(data)
+    if end.ended_early:
+        raise Malformed("a frame is too long")
+
+
 def _parts(found: Wrapping) -> object:
     return found.context, found.payload.head, found.payload.body, found.deadline
 
@@ -405,6 +433,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         envelope_content,
         wrapping,
         traceparent,
+        worker_frames,
         payload,
         pair_statement,
         dense_polynomial,

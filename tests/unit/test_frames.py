@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyhaul.edge.calls import Reply
-from keyhaul.edge.frames import HEAD, Channel, Kind, pack_call, pack_reply, unpack_call, unpack_reply
+from keyhaul.edge.frames import (
+    HEAD,
+    Channel,
+    Kind,
+    Told,
+    pack_call,
+    pack_reply,
+    pack_told,
+    unpack_call,
+    unpack_reply,
+    unpack_told,
+)
 from keyhaul.errors import Malformed
 
 FRAMES = st.lists(st.tuples(st.sampled_from(Kind), st.integers(0, 2**64 - 1), st.binary(max_size=300)))
@@ -102,3 +113,12 @@ def test_a_reply_is_what_was_answered(body: bytes, last: bool) -> None:
     for headers in ({}, {"Retry-After": "2", "Allow": "GET,POST"}):
         reply = Reply(503, body, headers)
         assert unpack_reply(pack_reply(reply, last=last)) == (reply, last)
+
+
+def test_a_refusal_is_what_was_told_and_its_path_can_be_shown() -> None:
+    told = Told("Malformed", 400, "no such \udc80", None, "GET", "/a\udcff" + "b" * 300, ("r", "t", "s"))
+    assert unpack_told(pack_told(told)).path == "/a?" + "b" * 253
+    assert unpack_told(pack_told(told)).story == ("r", "t", "s")
+    for content in (b"", b"{}", b"[]", b"\xff", b"[" * 5000):
+        with pytest.raises(Malformed):
+            unpack_told(content)
