@@ -22,6 +22,7 @@ from keyhaul.ports import Clock, Ledger
 
 SPACE = "directory"
 ANNOUNCE_EVERY = 900.0  # seconds between two announcements of one's own
+GATHER = 0.2  # seconds between two messages to a neighbour at least
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 10.0  # seconds
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
@@ -134,7 +135,9 @@ class Gossip:
         Raises what `Directory.receive` raises for the first bad one, after the others were taken in.
         """
         bad: KeyhaulError | None = None
-        for record in decode_records(body):
+        records = decode_records(body)
+        self._need_not_tell(peer, records)
+        for record in records:
             try:
                 known = self._directory.receive(record, self._clock.now())
             except KeyhaulError as error:
@@ -155,6 +158,12 @@ class Gossip:
         node = known.descriptor.node
         if node in self._neighbours:
             self._neighbours[node].owe(node, known.record)
+
+    def _need_not_tell(self, peer: str, records: list[Record]) -> None:
+        """What a neighbour says itself it need not hear from here."""
+        if (neighbour := self._neighbours.get(peer)) is not None:
+            said = {record.body for record in records}
+            neighbour.owed = {n: owed for n, owed in neighbour.owed.items() if owed.body not in said}
 
     async def _learn(self, peer: str, known: Known) -> None:
         node = known.descriptor.node
@@ -179,9 +188,13 @@ class Gossip:
                 neighbour.owe(known.descriptor.node, known.record)
 
     async def _tell(self, name: str, neighbour: _Neighbour) -> None:
-        pause = FIRST_PAUSE
+        pause, loop = FIRST_PAUSE, asyncio.get_running_loop()
+        last = -GATHER
         while True:
             await neighbour.news.wait()
+            # The first word goes at once; what follows on its heels goes together.
+            await asyncio.sleep(max(0.0, last + GATHER - loop.time()))
+            last = loop.time()
             self._drop_expired(neighbour)
             owed = dict(neighbour.owed)
             try:

@@ -312,6 +312,7 @@ class Post:
         self.net = net
         self.deaf = False
         self.heard: list[tuple[str, str, int]] = []
+        self.calls = 0
         self.ledger = MemoryLedger()
         clock = clock or LoopClock()
         self.directory = Directory(ANCHORS, DOMAINS)
@@ -320,6 +321,7 @@ class Post:
         async def call(peer: str, body: bytes) -> bytes:
             if net[peer].deaf:
                 raise PeerUnreachable(f"{peer} does not answer")
+            net[peer].calls += 1
             for each in decode_records(body):
                 said = msgspec.msgpack.decode(each.body, type=Descriptor)
                 net[peer].heard.append((name, said.node, said.sequence))
@@ -412,6 +414,46 @@ def test_a_deaf_neighbour_hears_the_newest_when_it_is_back() -> None:
         assert len([about for _, about, _ in net["derio"].heard if about == "vigo"]) == 1
         for task in tasks:
             task.cancel()
+
+    run(story())
+
+
+def test_the_first_word_goes_at_once_and_what_follows_on_its_heels_goes_together() -> None:
+    async def story() -> None:
+        net = await line()
+        tasks = [asyncio.ensure_future(post.gossip.run()) for post in net.values()]
+        await asyncio.sleep(5)
+        derio = net["derio"]
+        derio.calls = 0
+        await net["bilbao"].gossip.announce()
+        await asyncio.sleep(0.01)
+        assert derio.calls == 1
+        for _ in range(9):
+            await net["bilbao"].gossip.announce()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(5)
+        assert derio.calls == 2
+        held, own = (net[name].directory.get("bilbao", LoopClock().now()) for name in ("derio", "bilbao"))
+        assert held.descriptor == own.descriptor, "the newest"
+        for task in tasks:
+            task.cancel()
+
+    run(story())
+
+
+def test_a_neighbour_is_not_told_what_it_says_itself() -> None:
+    async def story() -> None:
+        net = await line()
+        net["derio"].deaf = True
+        task = asyncio.ensure_future(net["bilbao"].gossip.run())
+        record = net["vigo"].pairing.announce()
+        await net["bilbao"].gossip.receive("vigo", encode_records([record]))
+        await asyncio.sleep(5)
+        await net["bilbao"].gossip.receive("derio", encode_records([record]))
+        net["derio"].deaf = False
+        await asyncio.sleep(20)
+        assert {about for _, about, _ in net["derio"].heard} == {"bilbao"}
+        task.cancel()
 
     run(story())
 
