@@ -2,14 +2,16 @@
 
 A hook of mkdocs. The pages link as they lie in the repository, `../keyhaul/errors.py` for instance, so that
 they can be read there as well. In the site, pages from beside `docs/` get a place of their own, and every
-other file or directory that a page links to is added as a page that shows it.
+other file or directory that a page links to is added as a page that shows it. `docs/reference.py` makes pages
+from the code.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +104,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     for path, where in BESIDE.items():
         files.append(File.generated(config, where, content=(ROOT / path).read_text()))
+    for where, make in _reference().items():
+        files.append(File.generated(config, where, content=make()))
     wanted = {
         path for page in files.documentation_pages() for path in linked(page.content_string, page.src_uri)
     }
@@ -114,7 +118,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Links as the site has them; pages made here have them already."""
     uri = page.file.src_uri
-    made = page.file.generated_by and uri not in BESIDE.values()
+    made = page.file.generated_by and uri not in BESIDE.values() and not uri.startswith("reference/")
     return markdown if made else rewritten(markdown, uri)
 
 
@@ -124,6 +128,14 @@ def on_post_build(config: MkDocsConfig) -> None:
 
     if wrong := dead_or_foreign(Path(config.site_dir)):
         raise PluginError("\n".join(wrong))
+
+
+def _reference() -> Mapping[str, Callable[[], str]]:
+    """What makes the pages from the code, by their place; imported late, since only a build needs it."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import reference
+
+    return reference.PAGES
 
 
 def _dead(link: str, file: Path, site: Path, pages: Mapping[Path, _Links]) -> str:

@@ -55,9 +55,11 @@ def test_each_page_of_the_navigation_is_there_and_each_page_is_in_it(pages: Modu
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     named = [place for entry in settings["nav"] for place in _places(entry)]
     assert len(named) == len(set(named))
+    made = pages._reference().keys()
+    assert made <= {*named}
     for place in named:
         path = pages.repository_path(place)
-        assert (ROOT / path).is_file() or (ROOT / posixpath.dirname(path)).is_dir()
+        assert place in made or (ROOT / path).is_file() or (ROOT / posixpath.dirname(path)).is_dir()
     written = {file.name for file in (ROOT / "docs").glob("*.md")} | set(pages.BESIDE.values())
     assert written <= set(named)
 
