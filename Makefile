@@ -9,11 +9,13 @@ KILLS  ?= 300
 FUZZ_SECONDS ?= 300
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 JOBS   ?= 2
+IMAGE  ?= localhost/keyhaul
+BASE   ?=
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs site site-tools package lock clean
+.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs site site-tools package image compose-test man lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,9 +109,20 @@ site-tools: install
 package: install  ## sdist and wheel in dist/, the wheel made from the sdist alone
 	$(BIN)/python packaging/build.py dist
 
+image: install  ## the image of a node: make image IMAGE=… BASE=… (see docs/containers.md)
+	PYTHON=$(BIN)/python BASE=$(BASE) packaging/image.sh $(IMAGE)
+
+compose-test: install  ## two nodes and two devices in containers, by podman-compose, after make image; needs root
+	$(PIP) --require-hashes -r requirements-containers.lock
+	IMAGE=$(IMAGE) KEYHAUL_CONTAINERS=1 packaging/podman-here $(BIN)/pytest -rs tests/containers
+
+man: install  ## man pages in build/man/man1
+	$(BIN)/python packaging/man.py build/man/man1
+
 lock:  ## renew requirements.lock (needs pip-tools; the other two locks say how at their top)
 	pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-annotate --no-header --strip-extras --extra dev -o requirements.lock pyproject.toml
+	$(BIN)/python packaging/locks.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fuzz

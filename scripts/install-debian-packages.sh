@@ -2,7 +2,7 @@
 # Installs the Debian packages that the optional parts of keyhaul need. keyhaul itself needs none of them.
 #
 #   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser] [monitoring] [clients]
-#                                      [consumers]
+#                                      [consumers] [containers]
 #
 # Without a group: all of them. --list says what would be installed, and why, and changes nothing.
 set -eu
@@ -53,8 +53,15 @@ strongswan-swanctl       the VICI socket of charon, which the agent speaks to
 libcharon-extra-plugins  ESP in user space (kernel-libipsec), where the kernel has none
 LIST
         ;;
+    containers) cat <<'LIST'
+podman      builds the image and runs the compose file, without an engine
+crun        the runtime that can do without rights over cgroups
+containernetworking-plugins  bridges between the containers
+mmdebstrap  makes a base image from packages, where there is no registry to take one from
+LIST
+        ;;
     *)
-        echo "unknown group '$1': the groups are tpm, pkcs11, testbed, browser, monitoring, clients and consumers" >&2
+        echo "unknown group '$1': see the head of this file for those there are" >&2
         return 2
         ;;
     esac
@@ -65,7 +72,7 @@ if [ "${1:-}" = --list ]; then
     list_only=yes
     shift
 fi
-[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring clients consumers
+[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring clients consumers containers
 
 wanted=""
 for group in "$@"; do

@@ -29,7 +29,7 @@ app = typer.Typer(
     name="keyhaul",
     help="Key delivery across federations of quantum key distribution networks.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -1,4 +1,4 @@
-"""`keyhaul testbed up`, `scan` and `down`: a whole network of real processes on this machine."""
+"""`keyhaul testbed up`, `scan`, `compose` and `down`: a whole network of real processes on this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from keyhaul.cli.compose import compose
 from keyhaul.cli.output import Json, document, note, say
 from keyhaul.cli.scan import scan
 from keyhaul.errors import ConfigError
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from keyhaul.testbed.network import Testbed
 
 app = typer.Typer(
-    help="Test networks on this machine: up, scan, down.", no_args_is_help=True, rich_markup_mode=None
+    help="Test networks on this machine: up, scan, compose, down.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Directory = Annotated[Path, typer.Option("--dir", help="Where the testbed keeps its files.")]
@@ -85,6 +88,7 @@ async def _keep_up(testbed: Testbed, as_json: bool) -> None:
 
 
 app.command(name="scan")(scan)
+app.command(name="compose")(compose)
 
 
 @app.command()

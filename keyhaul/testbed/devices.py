@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -56,7 +56,8 @@ class DeviceConfig(msgspec.Struct, forbid_unknown_fields=True):
     peer (`Pki.device_client` with the device's name). `seed`: the pair's shared file of at least 32 random
     bytes. `role`: one end of a pair is keeper, the other mirror. `saes` may ask here; `remote_saes` may be
     named as slaves. `overrides`: members of the preset's `Profile` to change. `entropy`: seed of delays and
-    bursts, for repeatable runs.
+    bursts, for repeatable runs. `host`, `port`: where it listens if no socket is handed over; port 0 is one
+    that the system picks.
     """
 
     name: str
@@ -75,6 +76,8 @@ class DeviceConfig(msgspec.Struct, forbid_unknown_fields=True):
     operator: str = "testbed-operator"
     overrides: dict[str, Any] = {}
     entropy: int | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
 
 
 def load(path: Path) -> DeviceConfig:
@@ -154,7 +157,9 @@ class Device:
         await runner.setup()
         try:
             handed = inherited(frozenset({"device", "operator"}))
-            sockets = [handed[name] for name in sorted(handed)] or [listening()]
+            sockets = [handed[name] for name in sorted(handed)] or [
+                listening(self._config.host, self._config.port)
+            ]
             for each in sockets:
                 await web.SockSite(runner, each, ssl_context=self._server_tls).start()
             url = "https://{}:{}".format(*sockets[0].getsockname())

@@ -67,7 +67,7 @@ class Layout:
         self._addresses = addresses or {}
         self.directory = directory.resolve()
         self.domains = {node.name: node.domain for node in topology.nodes}
-        self.spots = [spot for link, presets in device_links(topology) for spot in _spots(link, presets)]
+        self.spots = spots(topology)
 
     def make_folders(self) -> None:
         """The directory and its folders."""
@@ -80,9 +80,10 @@ class Layout:
         """The node at whose site a process runs: a device's node, or the node itself."""
         return next((spot.node for spot in self.spots if spot.name == process), process)
 
-    def hosts(self, node: str) -> tuple[str, ...]:
-        """Under which a node and its devices are reached; their certificates name them."""
-        return (*HOSTS, self._addresses[node]) if node in self._addresses else HOSTS
+    def hosts(self, process: str) -> tuple[str, ...]:
+        """Under which a node or a device is reached; its certificates name them."""
+        site = self.site(process)
+        return (*HOSTS, self._addresses[site]) if site in self._addresses else HOSTS
 
     def node_folder(self, node: str) -> Path:
         """Where one node keeps its configuration and its store."""
@@ -124,7 +125,7 @@ class Layout:
             },
             saes={sae: pki.sae(node.domain, sae) for node in self.topology.nodes for sae in node.saes},
             devices={
-                spot.name: pki.device(home[spot.name], spot.name, self.hosts(spot.node))
+                spot.name: pki.device(home[spot.name], spot.name, self.hosts(spot.name))
                 for spot in self.spots
             },
             clients={spot.name: clients[home[spot.name], spot.node] for spot in self.spots},
@@ -255,6 +256,11 @@ def _device_name(node: str, far: str) -> str:
     return f"qkd-{node}-to-{far}"
 
 
+def spots(topology: Topology) -> list[DeviceSpot]:
+    """All devices of a network, the two of a link one after the other."""
+    return [spot for link, presets in device_links(topology) for spot in _spots(link, presets)]
+
+
 def _spots(link: Link, presets: tuple[str, str]) -> list[DeviceSpot]:
     return [
         DeviceSpot(_device_name(link.a, link.b), link.a, link.b, link, presets[0], "keeper"),
@@ -268,9 +274,9 @@ def _host_and_port(url: str) -> dict[str, object]:
 
 
 def _ports(pki: Pki, node: Node, hosts: tuple[str, ...], admin_anchors: Path) -> dict[str, Files]:
-    admin = pki.admin_port(node.domain, node.name, HOSTS)
+    admin = pki.admin_port(node.domain, node.name, hosts)
     return {
-        "sae": pki.sae_port(node.domain, node.name, HOSTS),
+        "sae": pki.sae_port(node.domain, node.name, hosts),
         "node": pki.node(node.domain, node.name, hosts),
         "admin": Files(admin.cert, admin.key, admin_anchors),
     }

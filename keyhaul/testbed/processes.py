@@ -127,9 +127,9 @@ class Process:
         return "\n".join(f"    {line}" for line in lines) or "    (its log is empty)"
 
 
-def listening() -> socket.socket:
-    """A listening socket on a port of 127.0.0.1 that the system picks."""
-    return socket.create_server(("127.0.0.1", 0), backlog=1024)
+def listening(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """A listening socket; port 0 is one that the system picks."""
+    return socket.create_server((host, port), backlog=1024)
 
 
 def rebound(port: int) -> socket.socket:

@@ -515,3 +515,14 @@ def _run_device(path: Path) -> tuple[int, str]:
     done = subprocess.run(command, capture_output=True, timeout=30, check=False)
     assert done.stdout == b""
     return done.returncode, done.stderr.decode()
+
+
+def test_a_device_listens_where_it_is_told_to(cast: Cast) -> None:
+    """As in a container, where its peer and its node come from elsewhere."""
+    config, _ = configure(cast, "elsewhere", ("instant", "instant"), {})
+    end = start(cast, {**config, "host": "127.0.0.2"})
+    try:
+        asyncio.run(serving(end))
+        assert end.url.startswith("https://127.0.0.2:")
+    finally:
+        stop(end)

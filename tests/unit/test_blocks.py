@@ -35,6 +35,7 @@ from tests.blocks import (
 
 READ = ("toml", "json", "yaml")
 AGENT = "[consumer]"  # in pieces of an agent's file, which tests/unit/test_agent_settings.py reads
+SUFFIX = {"cert": "pem", "key": "key"}
 PEN = 32473  # the example number of RFC 5612, which the page's messages have
 ALL = [block for page in pages() for block in blocks(page.read_text(), str(page.relative_to(ROOT)))]
 
@@ -135,8 +136,9 @@ def _make_files(piece: Any, node: Path) -> None:
         for each in value if isinstance(value, list) else [value]:
             _make_files(each, node)
         if name in ("cert", "key", "ca") and isinstance(value, str) and not (node / value).exists():
-            (client,) = (node / "pki" / "galicia").rglob(f"*client*/vigo.{'key' if name == 'key' else 'pem'}")
-            write(node / value, client.read_text(), 0o600 if name == "key" else 0o644)
+            made = "ca/device.pem" if name == "ca" else f"device-client/vigo.{SUFFIX[name]}"
+            source = node / "pki" / "galicia" / made
+            write(node / value, source.read_text(), 0o600 if name == "key" else 0o644)
 
 
 @pytest.mark.parametrize("block", of("json"), ids=str)
