@@ -9,6 +9,7 @@ off by a crash) stays ready for the next request of the same SAEs.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,7 @@ log = structlog.get_logger("keyhaul.origin")
 
 FILLS = 4  # batches relayed ahead at a time
 SHORTEST_TURN = 0.5  # seconds that another attempt is worth
+_WISHES = frozenset({SCHEME, LABELS})
 PROBE_LIFE = 60.0  # seconds until a test key expires
 
 
@@ -105,19 +107,19 @@ class Origin:
         the request is ever delivered to anyone.
         """
         self._check_master(order.master)
-        what = {"slaves": order.targets, "number": order.number, "size": order.size}
-        story.tell(log, "keys asked for", master=order.master, **what)
-        plain = not (order.options.keys() & {SCHEME, LABELS})
-        if plain and (ready := await self._stock.take(_pool(order), order.number)):
+        number, size = order.number, order.size
+        story.tell(log, "keys asked for", master=order.master, slaves=order.targets, number=number, size=size)
+        plain = not order.options or order.options.keys().isdisjoint(_WISHES)
+        if plain and (ready := await self._stock.take(_pool(order), number)):
             self._note(order, hit=True)
-            story.tell(log, "keys given that were ready", keys=len(ready), key_id=str(ready[0].key_id))
+            story.tell(log, "keys given that were ready", keys=number, key_id=ready[0].key_id)
             return ready
         try:
             batch = await self._made(order)
         finally:
             if plain:
                 self._note(order, hit=False)
-        story.tell(log, "keys given", keys=len(batch.keys), key_id=str(batch.keys[0][0]))
+        story.tell(log, "keys given", keys=len(batch.keys), key_id=batch.keys[0][0])
         return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
 
     async def _made(self, order: Order) -> Batch:
@@ -452,7 +454,7 @@ class Origin:
             keys = [self._give(row, caller) for row in held]
             voids = self._settlement.deactivate(held, change)
         self._settlement.send(voids)
-        story.tell(log, "keys fetched", slave=caller, keys=len(keys), key_id=str(key_ids[0]) if keys else "")
+        story.tell(log, "keys fetched", slave=caller, keys=len(keys), key_id=key_ids[0] if keys else "")
         return keys
 
     def _give(self, row: Row, sae: str) -> Delivered:
@@ -515,4 +517,10 @@ def _failed_ways(batch: Batch, rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _pool(order: Order) -> Pool:
-    return Pool(order.master, frozenset(order.targets), order.size)
+    return _pool_of(order.master, order.targets, order.size)
+
+
+@functools.lru_cache(1024)
+def _pool_of(master: str, targets: tuple[str, ...], size: int) -> Pool:
+    """The same object for the same SAEs, so that looking it up compares nothing."""
+    return Pool(master, frozenset(targets), size)

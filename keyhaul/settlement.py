@@ -387,16 +387,18 @@ class Settlement:
         For `void_delivered` alone: V1.1.1 has relays purge on the acknowledgement, and calls a void of a
         key that an SAE has failed. Relays of ours take it as the end of their tombstone.
         """
+        if not self.site.settings.void_delivered:
+            return []
         news = News()
-        if self.site.settings.void_delivered:
-            for row in rows:
-                if row.state is State.TAKEN and row.upstream is not None:
-                    news.down(row.upstream, row, row.targets)
+        for row in rows:
+            if row.state is State.TAKEN and row.upstream is not None:
+                news.down(row.upstream, row, row.targets)
         return self._write(news, change)
 
     def send(self, messages: Sequence[Message]) -> None:
         """Messages that were committed."""
-        self._tell(messages, News())
+        if messages:
+            self._tell(messages, News())
 
     # ------------------------------------------------------------------ telling
 

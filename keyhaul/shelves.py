@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from keyhaul.keys import MASTER, Ref, Row, State
 
@@ -21,6 +21,13 @@ class Pool:
     master: str
     targets: frozenset[str]
     size: int
+    _hash: int = field(init=False, compare=False, repr=False)  # a request looks it up eight times
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.master, self.targets, self.size)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 def pool_of(row: Row) -> Pool:

@@ -31,7 +31,23 @@ class Story(NamedTuple):
 
 
 _draw = random.Random().getrandbits  # noqa: S311  names, which have to differ and may be guessed
-_current: ContextVar[Story | None] = ContextVar("story", default=None)
+
+
+class _Begun:
+    """A story that has no name yet: most requests are never asked for theirs, and drawing it costs."""
+
+    __slots__ = ("_story",)
+
+    def __init__(self) -> None:
+        self._story: Story | None = None
+
+    def named(self) -> Story:
+        if self._story is None:
+            self._story = new()
+        return self._story
+
+
+_current: ContextVar[Story | _Begun | None] = ContextVar("story", default=None)
 
 
 def new() -> Story:
@@ -42,18 +58,19 @@ def new() -> Story:
 
 def current() -> Story | None:
     """The story of the moment."""
-    return _current.get()
+    story = _current.get()
+    return story.named() if isinstance(story, _Begun) else story
 
 
 def context() -> TraceContext | None:
     """What a message of the moment should carry."""
-    story = _current.get()
+    story = current()
     return None if story is None else story.context
 
 
 def begin() -> None:
     """A new story for the rest of this task, until another begins."""
-    _current.set(new())
+    _current.set(_Begun())
 
 
 def none() -> None:
@@ -64,7 +81,7 @@ def none() -> None:
 def go_on(context: TraceContext | None) -> None:
     """The rest of this task goes on with a neighbour's trace, under its own id; None changes nothing."""
     if context is not None:
-        _current.set(Story((_current.get() or new()).request, context, caused=True, remote=True))
+        _current.set(Story((current() or new()).request, context, caused=True, remote=True))
 
 
 class told:  # noqa: N801  used like a function; a generator would cost three times as much
@@ -119,12 +136,12 @@ NO_TRACER: Tracer = _NoTracer()
 def tell(log: Any, event: str, **fields: Any) -> None:
     """A line of the story for whoever wants to read all of it (level DEBUG)."""
     if levels.writes("debug"):
-        log.debug(event, **fields)
+        log.debug(event, **{name: str(of) if isinstance(of, UUID) else of for name, of in fields.items()})
 
 
 def mark(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A processor of structlog: each line names its request and its trace."""
-    story = _current.get()
+    story = current()
     if story is not None:
         event["request"], event["trace"] = story.request, story.context.trace
     return event

@@ -21,6 +21,7 @@ from keyhaul.admission import Admission, Rules
 from keyhaul.edge.calls import Call, NoSuchMethod, NoSuchPath, Reply
 from keyhaul.edge.server import HttpCall
 from keyhaul.edge.turns import Turns
+from keyhaul.edge.whole import HEADERS, Whole, fits
 from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused, TimedOut, Unauthorized
 from keyhaul.messages import etsi014
 from keyhaul.messages.etsi014 import TRUST, Delivered, KeyIds, KeyRequest, Order, Refusal, Standing
@@ -75,9 +76,9 @@ class SaeApplication:
             ("dec_keys", "POST"): self._dec_keys,
         }
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """`reply` for a port that reads its HTTP in this process."""
-        return http(await self.reply(HttpCall(request)))
+        return answered(await self.reply(HttpCall(request)), request)
 
     async def reply(self, call: Call) -> Reply:
         """One call. Raises errors of keyhaul.errors."""
@@ -166,8 +167,7 @@ def _container(keys: Sequence[Delivered], sizes: list[int], *, trust: bool) -> R
             key.bits.wipe()
 
 
-# no-store: answers hold keys, or say something about them, and no cache on the way may keep that
-_HEADERS = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "keyhaul"})
+_HEADERS = CIMultiDict(HEADERS)
 _PREFIX = etsi014.PREFIX.split("/")
 _VERBS = {"status": ("GET",), "enc_keys": ("GET", "POST"), "dec_keys": ("GET", "POST")}
 
@@ -185,6 +185,12 @@ def find(method: str, path: str) -> tuple[str, str]:
     if method not in verbs:
         raise NoSuchMethod(verbs)
     return pieces[-1], pieces[-2]
+
+
+def answered(reply: Reply, request: web.BaseRequest) -> web.StreamResponse:
+    """A reply to a request after which the connection may stay open."""
+    plain = reply.status == 200 and not reply.headers and fits(request)
+    return Whole(reply.body) if plain else http(reply)
 
 
 def http(reply: Reply) -> web.Response:

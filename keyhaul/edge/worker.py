@@ -57,9 +57,10 @@ class Front(Port):
         body = await call.body() if method == "POST" else b""
         content = pack_call(method, path, request.rel_url.raw_query_string, body)
         reply, last = unpack_reply(await self._channel.ask(connection.number, content))
+        if not last:
+            return sae.answered(reply, request)
         response = sae.http(reply)
-        if last:
-            response.force_close()
+        response.force_close()
         return response
 
     def met(self, connection: Connection) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -163,6 +164,8 @@ def request_from_query(query: Mapping[str, Sequence[str]]) -> KeyRequest:
 
 def decode_key_ids(body: bytes) -> KeyIds:
     """A dec_keys body. Raises Malformed, also if an id is listed twice."""
+    if (one := _ONE_ID.fullmatch(body)) is not None:
+        return KeyIds((UUID(one[1].decode()),))
     parsed = _decode(body, _KEY_IDS, "list of key IDs")
     if not parsed.keys:
         raise Malformed("key_IDs is empty", "name at least one key_ID")
@@ -257,6 +260,12 @@ def unquote_sae(segment: str) -> str:
     except UnicodeDecodeError:
         raise Malformed("the SAE ID in the path is not UTF-8", "percent-encode its UTF-8 form") from None
 
+
+_ONE_ID = re.compile(
+    rb' *\{ *"key_IDs" *: *\[ *\{ *"key_ID" *: *'
+    rb'"([0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})" *\} *\] *\} *'
+)
+"""The body of nearly every dec_keys call, which needs no two JSON parsers."""
 
 _REPEATED = 256  # bytes of a request that is worth remembering
 _HEX = frozenset(string.hexdigits)

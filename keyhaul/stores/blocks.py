@@ -60,7 +60,7 @@ _LEFT_BEHIND = (
 
 def name_of(key_id: UUID) -> bytes:
     """What mates share."""
-    return key_id.bytes[:15]
+    return (key_id.int >> 8).to_bytes(15, "big")
 
 
 _Place = tuple[bytes, str]
@@ -95,11 +95,17 @@ class Block:
         return (HEAD_BYTES if self.width else 0) + at * self.stride
 
     def slot(self, at: int) -> bytes:
-        start = self.start(at)
-        return bytes(self.slots[start : start + self.stride])
+        return bytes(self._slot(at))
+
+    def _slot(self, at: int) -> bytearray:
+        if not self.width:
+            return self.slots[at : at + 1]
+        stride = self.width + TAG_BYTES
+        start = HEAD_BYTES + at * stride
+        return self.slots[start : start + stride]
 
     def lives(self, at: int) -> bool:
-        return any(self.slot(at))
+        return any(self._slot(at))
 
     def live(self) -> list[int]:
         """Positions of those that have not left."""
@@ -299,12 +305,17 @@ class Blocks:
         plan.written.append(block)
 
     def _change(self, block: Block, mates: Sequence[Row], plan: Plan) -> None:
-        positions = {row.ref: block.position(row.ref.key_id) for row in mates}
-        inside = [row for row in mates if positions[row.ref] is not None]
-        plan.rows.extend(row for row in mates if positions[row.ref] is None)
-        if any(row.version != block.version for row in inside):
-            raise StaleRow(f"a row of block {block.name.hex()} was written by somebody else")
-        at = [position for row in inside if (position := positions[row.ref]) is not None]
+        inside: list[Row] = []
+        at: list[int] = []
+        for row in mates:
+            position = block.position(row.ref.key_id)
+            if position is None:
+                plan.rows.append(row)
+            elif row.version != block.version:
+                raise StaleRow(f"a row of block {block.name.hex()} was written by somebody else")
+            else:
+                inside.append(row)
+                at.append(position)
         if not at:
             return
         if len(at) == block.count >= LEAST and _alike(inside):

@@ -101,10 +101,11 @@ class StagedChange:
 
     def wipe_orphans(self) -> None:
         """Wipe the secrets that were handed out and that no row of this edit holds any more."""
+        given = [before.secret for before in self._before.values() if before is not None]
         held = {id(row.secret) for row in self.rows.values() if row is not None}
-        for before in self._before.values():
-            if before is not None and before.secret is not None and id(before.secret) not in held:
-                before.secret.wipe()
+        for secret in given:
+            if secret is not None and id(secret) not in held:
+                secret.wipe()
 
 
 class Herd:

@@ -123,15 +123,26 @@ class SqlcipherLedger:
         found = [_without_secret(record) for record in self.engine.read(_FIND, key_id.bytes)]
         return sorted(found + self._blocks.find(key_id), key=lambda row: row.ref.leg)
 
-    @asynccontextmanager
-    async def edit(self, *refs: Ref) -> AsyncIterator[StagedChange]:
-        async with self._locks.hold(refs):
-            change = StagedChange({ref: self._blocks.row(ref) or self._row(ref) for ref in refs})
-            try:
-                yield change
+    def edit(self, *refs: Ref) -> _Edit:
+        return _Edit(self, refs)
+
+    async def begin(self, refs: Sequence[Ref]) -> tuple[StagedChange, list[Ref]]:
+        """What an edit opens with, and the locks it holds."""
+        held = await self._locks.take(refs)
+        try:
+            return StagedChange({ref: self._blocks.row(ref) or self._row(ref) for ref in refs}), held
+        except BaseException:
+            self._locks.release(held)
+            raise
+
+    async def finish(self, change: StagedChange, held: list[Ref], *, commit: bool) -> None:
+        """What an edit closes with."""
+        try:
+            if commit:
                 await self._commit(change)
-            finally:
-                change.wipe_orphans()
+        finally:
+            change.wipe_orphans()
+            self._locks.release(held)
 
     @asynccontextmanager
     async def together(self, refs: Sequence[Ref]) -> AsyncIterator[Herd | None]:
@@ -268,7 +279,7 @@ class SqlcipherLedger:
         ref, (version, data, secret) = row.ref, record
         key = (ref.key_id.bytes, ref.leg)
         columns = (version, *records.columns(row), data, secret)
-        stale = StaleRow(f"row {ref} was written by somebody else")
+        stale = StaleRow(f"row {ref.key_id.hex}/{ref.leg} was written by somebody else")
         if new:
             return Statement(_INSERT_ROW, (*key, *columns), stale, _insert_rows)
         return Statement(_UPDATE_ROW, (*columns, *key, row.version), stale)
@@ -338,6 +349,23 @@ class SqlcipherLedger:
         except Tampered:
             self.altered += 1
             raise altered(what) from None
+
+
+class _Edit:
+    """The context of an edit; a class, because a generator costs several times as much."""
+
+    __slots__ = ("_change", "_held", "_ledger", "_refs")
+
+    def __init__(self, ledger: SqlcipherLedger, refs: Sequence[Ref]) -> None:
+        self._ledger = ledger
+        self._refs = refs
+
+    async def __aenter__(self) -> StagedChange:
+        self._change, self._held = await self._ledger.begin(self._refs)
+        return self._change
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        await self._ledger.finish(self._change, self._held, commit=kind is None)
 
 
 def _without_secret(record: Record) -> Row:

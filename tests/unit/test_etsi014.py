@@ -101,6 +101,37 @@ def test_key_ids_in_both_forms() -> None:
     assert not etsi014.decode_key_ids(etsi014.encode_key_ids([ID])).trust
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"key_IDs":[{"key_ID":"%s"}]}',
+        ' { "key_IDs" : [ { "key_ID" : "%s" } ] } ',
+        '\n{"key_IDs":\t[{"key_ID":"%s"}]}\r\n',
+        '\f{"key_IDs":[{"key_ID":"%s"}]}',
+        '{"key_IDs":[{"key_ID":"%s"}]} {}',
+        '{"key_IDs":[{"key_ID":"%s","key_ID":"3f1c0a52-8f0e-4b39-9a39-1d9b8a6c1a02"}]}',
+        '{"key_IDs":[{"key_ID":"%s","key_ID_extension":{"keyhaul_trust":true}}]}',
+        '{"key_IDs":[{"key_ID":"%s "}]}',
+        '{"key_IDs":[{"key_ID":"%s"},]}',
+        '{"key_IDs":{"key_ID":"%s"}}',
+    ],
+)
+@pytest.mark.parametrize(
+    "text", [str(ID), str(ID).upper(), ID.hex, f"{{{ID}}}", str(ID)[:-1], str(ID)[:-1] + "g", "0" * 36]
+)
+def test_one_key_id_is_read_alike_on_the_short_way_and_on_the_long(body: str, text: str) -> None:
+    """An escape in a member's name means the same, and the short way does not take it."""
+
+    def read(content: str) -> tuple[UUID, ...] | str:
+        try:
+            return etsi014.decode_key_ids(content.encode()).ids
+        except Malformed as refused:
+            return type(refused).__name__
+
+    content = body % text
+    assert read(content) == read(content.replace('"key_IDs"', '"key_ID\\u0073"'))
+
+
 @given(st.lists(st.binary(min_size=1, max_size=80), min_size=1, max_size=4), st.booleans())
 def test_containers_survive_the_wire(values: list[bytes], trust: bool) -> None:
     keys = [Delivered(UUID(int=n), Secret(value), {"relays": "none"}) for n, value in enumerate(values)]

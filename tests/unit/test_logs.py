@@ -125,6 +125,25 @@ def test_all_lines_of_a_request_and_of_its_tasks_name_it_and_others_do_not() -> 
     assert all("request" not in line and "trace" not in line for line in nobodys)
 
 
+def test_a_story_has_one_name_wherever_it_is_first_asked_for() -> None:
+    log = structlog.get_logger("test")
+
+    async def later() -> None:
+        log.info("later")
+
+    async def work() -> None:
+        story.begin()
+        task = asyncio.create_task(later())
+        await task
+        log.info("now")
+        assert story.current() is story.current()
+
+    said = lines_of(work)
+    assert [line["event"] for line in said] == ["later", "now"]
+    assert said[0]["request"] == said[1]["request"]
+    assert said[0]["trace"] == said[1]["trace"]
+
+
 def test_a_neighbours_trace_is_gone_on_with_under_an_id_of_our_own() -> None:
     log = structlog.get_logger("test")
     came = TraceContext("ab" * 16, "cd" * 8, sampled=True)
