@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from uuid import UUID
 
 import structlog
 
-from keyhaul import __version__, blindkeys, config, vault
+from keyhaul import __version__, blindkeys, config, vault, views, wayfinding
 from keyhaul.activity import Activity
 from keyhaul.admission import Admission
 from keyhaul.audit import keeping
@@ -43,13 +43,14 @@ from keyhaul.edge.worker import settings as worker_settings
 from keyhaul.edge.workers import Workers
 from keyhaul.entropy import MixedEntropy, configured
 from keyhaul.errors import ConfigError, KeyhaulError
+from keyhaul.explaining import Avoid
 from keyhaul.gossip import Gossip
 from keyhaul.identity import Anchors, Federation, Identity, admin_name, node_name, sae_id
 from keyhaul.kernel import Kernel
 from keyhaul.letters import Letters
 from keyhaul.links.sealed import SealedLink
 from keyhaul.logs import levels
-from keyhaul.messages.etsi020 import PATHS, Dialect
+from keyhaul.messages.etsi020 import PATHS
 from keyhaul.messages.payload import Scheme
 from keyhaul.messages.skip import Systems
 from keyhaul.minting import DeviceMint, Mint, OwnMint
@@ -63,12 +64,11 @@ from keyhaul.pairing import Pairing
 from keyhaul.receipts import Receipts
 from keyhaul.relay import Relay
 from keyhaul.reloading import Outcome, differences
-from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.paper_a import PaperA
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.settlement import Settlement
-from keyhaul.site import ForeignPeer, Settings, Site
+from keyhaul.site import Site
 from keyhaul.tasks import Tasks, WallClock
 from keyhaul.traces import open_tracer
 from keyhaul.whispers import Whispers
@@ -115,7 +115,7 @@ class Node:
             if sockets is None or name not in sockets:
                 sockets = {**(sockets or {}), name: bind(listener.host, listener.port)}
         assert sockets is not None
-        self.urls |= {name: _url(self.config, name, sockets[name]) for name, _ in self.config.listeners}
+        self.urls |= {name: views.url(self.config, name, sockets[name]) for name, _ in self.config.listeners}
         monitoring = await open_monitor(self.config.monitor)
         if monitoring is not None:
             self.monitor, self.urls["monitor"] = monitoring
@@ -209,7 +209,7 @@ class Node:
 
     def _build_relay(self) -> None:
         settings = self.config
-        self.network = _network(settings.network)
+        self.network = views.network(settings.network)
         self.site = Site(
             name=settings.name,
             ledger=self.vault.ledger,
@@ -218,9 +218,9 @@ class Node:
             schemes=self.schemes,
             pairing=self.pairing,
             clock=self._clock,
-            settings=_settings(settings),
+            settings=views.delivery(settings),
             callback=self.urls.get("plain", self.urls["node"]) + PATHS["ack"],
-            foreign=_foreign(settings),
+            foreign=views.foreign(settings),
             quota=self.admission,
             note=self._note,
             policy=settings.policy,
@@ -266,7 +266,8 @@ class Node:
             self.status, self.trace, self.replace_entropy, self.origin.probe
         ).application()
         ControlPages(self).add_to(operators)
-        Pages(LocalSource(lambda: self.network, self.status, self.trace)).add_to(operators)
+        seen = LocalSource(lambda: self.network, self.status, self.trace, self.route, self.audit_tail)
+        Pages(seen).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
             "sae": (saes.answer, sae.render, Bounds()),
             "admin": (operators, admin.render, Bounds()),
@@ -424,8 +425,8 @@ class Node:
         self.federation.change(self.federation.anchors, nodes)
         self.directory.change(nodes)
         over = self.neighbourhood.take_over(plan)
-        self.network = self.site.view = _network(fresh.network)
-        self.site.foreign = _foreign(fresh)
+        self.network = self.site.view = views.network(fresh.network)
+        self.site.foreign = views.foreign(fresh)
         self.relay.detours = Detours(self.site.name, self.network)
         for name in linked - self.links.keys():
             self.gossip.leave(name)
@@ -499,6 +500,17 @@ class Node:
         await configured.replace(self.entropy, self.config.file, table)
         return self.entropy.status()
 
+    async def route(
+        self, source: str, destination: str, avoid: Avoid = frozenset(), labels: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Which way keys go between two nodes or applications, and why."""
+        asked = source, destination, avoid, labels
+        return await wayfinding.explained(self.site, self.relay.detours, self.network, *asked)
+
+    async def audit_tail(self, most: int) -> list[dict[str, Any]]:
+        """The last lines of the audit log, oldest first; none where none is kept."""
+        return [] if self.audit is None else await self.audit.tail(most)
+
     def log_level(self) -> dict[str, Any]:
         """For the admin port: which lines are written now."""
         return levels.summary()
@@ -523,56 +535,6 @@ def prepare(settings: config.NodeConfig) -> list[str]:
     opened = vault.create_root(settings.store)
     opened.root.wipe()
     return [f"root secret kept by {opened.kind}, grade {opened.grade.value}", *opened.warnings]
-
-
-def _network(view: config.NetworkView) -> Network:
-    return Network(
-        view.nodes,
-        [Edge(link.a, link.b, link.kind, link.mode) for link in view.links],
-        view.saes,
-        {name: foreign.node for name, foreign in view.foreign.items()},
-        view.costs,
-    )
-
-
-def _settings(settings: config.NodeConfig) -> Settings:
-    delivery = settings.delivery
-    paper_a = delivery.profile == "paper-a"
-    return Settings(
-        release="immediate" if paper_a else delivery.release,
-        scheme="paper-a" if paper_a else settings.schemes.default,
-        request_timeout=delivery.request_timeout,
-        ttl=delivery.ttl,
-        retention=delivery.retention,
-        void_delivered=delivery.void_delivered,
-        key_size=settings.limits.key_size,
-        pen=settings.extension_pen,
-        max_key_count=settings.limits.max_key_count,
-    )
-
-
-def _foreign(settings: config.NodeConfig) -> dict[str, ForeignPeer]:
-    behind = settings.network.foreign
-    return {
-        peer.name: ForeignPeer(
-            peer.name,
-            frozenset(
-                name for name, at in behind.items() if at.node == settings.name and at.peer == peer.name
-            ),
-            Dialect(peer.dialect),
-        )
-        for peer in settings.peers
-        if peer.kind == "plain"
-    }
-
-
-def _url(settings: config.NodeConfig, name: str, listening: socket.socket) -> str:
-    listener = dict(settings.listeners)[name]
-    if listener.url is not None:
-        return listener.url.rstrip("/")
-    host = listener.host
-    port = listening.getsockname()[1]
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def _read(path: Path) -> bytes:

@@ -102,8 +102,7 @@ class Network:
         hops = self._search(source, destination, avoid) if avoid else self._walk(source, destination)
         if not hops:
             raise self._blocked(source, destination, avoid)
-        kinds = tuple(self.edge(a, b).kind for a, b in itertools.pairwise(hops))
-        return Route(hops, kinds, sum(self._costs[kind] for kind in kinds))
+        return self.follow(hops)
 
     def hops(
         self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]] = frozenset()
@@ -141,8 +140,7 @@ class Network:
             raise NoRoute(
                 f"there is no other way from {source} to {destination}", "add a link around the relays"
             )
-        kinds = tuple(self.edge(a, b).kind for a, b in itertools.pairwise(hops))
-        return Route(hops, kinds, sum(self._costs[kind] for kind in kinds))
+        return self.follow(hops)
 
     def picture(self, hops: tuple[str, ...]) -> str:
         """A path as people read it; nodes that are not linked here are joined by `~`."""
@@ -194,34 +192,10 @@ class Network:
         """The nodes linked with one, in order."""
         return sorted(self._graph[i] for i in self._graph.neighbors(self._index[node]))
 
-    def explain(
-        self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]] = frozenset()
-    ) -> str:
-        """Why this way: one line a hop, with the running cost; or why there is none."""
-        try:
-            route = self.route(source, destination, avoid)
-        except NoRoute as reason:
-            return f"{source} to {destination}: no route, {reason.cause}"
-        lines = [f"{route.picture()}  cost {route.cost:g}, {len(route.kinds)} hop(s)"]
-        total = 0.0
-        for a, b, kind in zip(route.hops, route.hops[1:], route.kinds, strict=False):
-            total += self._costs[kind]
-            lines.append(f"  {a} {SYMBOLS[kind]} {b}: {kind} {self._costs[kind]:g}, so far {total:g}")
-        if not avoid:
-            lines.append(f"  {self._fallback(route)}")
-        return "\n".join(lines)
-
-    def _fallback(self, route: Route) -> str:
-        """What is tried after this way failed, and which of its relays that one shares."""
-        if len(route.hops) < 2:
-            return "no link needed"
-        try:
-            other = self.detour(route.hops[0], route.hops[-1], [route.hops])
-        except NoRoute:
-            return "if it fails: there is no other way"
-        shared = [node for node in other.hops[1:-1] if node in route.hops]
-        note = f", which shares {', '.join(shared)}" if shared else ""
-        return f"if it fails: {other.picture()}  cost {other.cost:g}{note}"
+    def follow(self, hops: tuple[str, ...]) -> Route:
+        """The route over these nodes. Raises NoRoute where two of them are not linked."""
+        kinds = tuple(self.edge(a, b).kind for a, b in itertools.pairwise(hops))
+        return Route(hops, kinds, sum(self._costs[kind] for kind in kinds))
 
     def _distances(self, index: int) -> dict[str, float]:
         lengths = rustworkx.dijkstra_shortest_path_lengths(self._graph, index, float)

@@ -270,6 +270,24 @@ class AuditLog:
         self.head = head
         write(self.file.with_name(self.file.name + ".head"), head.text() + "\n")
 
+    async def tail(self, most: int) -> list[dict[str, Any]]:
+        """The last lines of the file, oldest first, without hashes and signatures. Raises Unavailable."""
+        try:
+            text, cut = await asyncio.to_thread(self._end)
+        except OSError as error:
+            raise Unavailable(
+                f"the audit log cannot be read ({error.strerror})", "check its disk and its owner"
+            ) from None
+        lines = text[: text.rfind(b"\n") + 1].splitlines()[cut:]
+        return [_shown(line) for line in lines[-most:]] if most > 0 else []
+
+    def _end(self) -> tuple[bytes, int]:
+        """The end of the file, and how many lines at its beginning are not whole."""
+        with self.file.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            return file.read(_TAIL), int(size > _TAIL)
+
     def summary(self) -> dict[str, Any]:
         """For operators: how far it is, and what is wrong with it."""
         return {
@@ -290,3 +308,12 @@ def _write_out(descriptor: int, text: bytes) -> None:
     while view:
         view = view[os.write(descriptor, view) :]
     os.fsync(descriptor)
+
+
+def _shown(line: bytes) -> dict[str, Any]:
+    """A line for people; one that is not as it was written, `keyhaul audit verify` has to judge."""
+    try:
+        values = chain.read(line)
+    except Malformed:
+        return {"n": 0, "at": "", "event": "a line that cannot be read"}
+    return {name: value for name, value in values.items() if name not in ("prev", "signature")}

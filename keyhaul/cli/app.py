@@ -20,6 +20,7 @@ from keyhaul.cli import (
     log,
     operator,
     reload,
+    route,
     sae,
     testbed,
 )
@@ -50,6 +51,7 @@ app.add_typer(conformance020.app, name="conformance")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.keys, name="key")
 app.add_typer(log.app, name="log")
+app.add_typer(route.app, name="route")
 
 
 @app.command()

@@ -17,6 +17,7 @@ import aiohttp
 from keyhaul.dashboard.source import Json, summed_up
 from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import KeyhaulError, NoRoute, PeerUnreachable, Refused
+from keyhaul.explaining import Avoid
 
 PATIENCE = 5.0  # seconds
 FRESH = 0.5  # seconds that one round of questions serves all pages
@@ -84,11 +85,19 @@ class FederatedSource:
         rows = [row for answer in found if not isinstance(answer, BaseException) for row in answer["rows"]]
         return sorted(rows, key=lambda row: row["history"][0]["at"] if row["history"] else row["created"])
 
-    async def route(self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]) -> Json:
+    async def route(self, source: str, destination: str, avoid: Avoid) -> Json:
         named = [item if isinstance(item, str) else "|".join(item) for item in avoid]
         pairs = [("from", source), ("to", destination), *(("avoid", each) for each in named)]
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in pairs)
-        return await self._first(f"dashboard/api/route?{query}")
+        # A node knows best about ways that begin at itself.
+        return await self._first(f"dashboard/api/route?{query}", source)
+
+    async def audit(self, most: int) -> Sequence[Json]:
+        """Of all nodes that answer, by time."""
+        asked = (self._ask(node, f"dashboard/api/audit?most={most}") for node in self._nodes)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        lines = [line for each in found if not isinstance(each, BaseException) for line in each["lines"]]
+        return sorted(lines, key=lambda line: str(line["at"]))[-most:]
 
     async def devices(self) -> Sequence[Json]:
         return await asyncio.gather(*(self._device(device) for device in self._devices.values()))
@@ -112,9 +121,9 @@ class FederatedSource:
         except KeyhaulError as error:
             return {**plain, "unreachable": error.cause}
 
-    async def _first(self, path: str) -> Json:
+    async def _first(self, path: str, rather: str = "") -> Json:
         last: KeyhaulError = NoRoute("there are no nodes to ask", "name one")
-        for node in self._nodes:
+        for node in sorted(self._nodes, key=lambda node: node.name != rather):
             try:
                 return await self._ask(node, path)
             except PeerUnreachable as error:

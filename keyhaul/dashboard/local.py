@@ -13,8 +13,9 @@ from uuid import UUID
 
 from cryptography import x509
 
-from keyhaul.dashboard.source import Json, explained, picture, summed_up
+from keyhaul.dashboard.source import Json, picture, summed_up
 from keyhaul.errors import Refused
+from keyhaul.explaining import Avoid
 from keyhaul.routing import Network
 
 TREND = 60.0  # seconds over which the use of a link is measured
@@ -28,10 +29,14 @@ class LocalSource:
         network: Callable[[], Network],
         status: Callable[[], Awaitable[Json]],
         trace: Callable[[UUID], Awaitable[Sequence[Json]]],
+        route: Callable[[str, str, Avoid], Awaitable[Json]],
+        audit: Callable[[int], Awaitable[Sequence[Json]]],
     ) -> None:
         self._network = network
         self._status = status
         self._trace = trace
+        self._route = route
+        self._audit = audit
 
     async def network(self) -> Json:
         return picture(self._network())
@@ -42,8 +47,12 @@ class LocalSource:
     async def trace(self, key_id: UUID) -> Sequence[Json]:
         return await self._trace(key_id)
 
-    async def route(self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]) -> Json:
-        return explained(self._network(), source, destination, avoid)
+    async def route(self, source: str, destination: str, avoid: Avoid) -> Json:
+        return await self._route(source, destination, avoid)
+
+    async def audit(self, most: int) -> Sequence[Json]:
+        name = str((await self._status())["name"])
+        return [{**line, "node": name} for line in await self._audit(most)]
 
     async def devices(self) -> Sequence[Json]:
         return []

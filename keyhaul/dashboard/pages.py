@@ -18,11 +18,13 @@ from aiohttp import web
 
 from keyhaul.dashboard.source import Source
 from keyhaul.errors import KeyhaulError, Malformed, Refused, TimedOut, TooLarge
+from keyhaul.explaining import parted
 
 PREFIX = "/dashboard"
 EVERY = 1.0  # seconds between two snapshots of the event stream
 LARGEST_BODY = 4096  # bytes of a knobs request
 BODY_TIME = 5.0  # seconds that such a body may take
+AUDIT_LINES, MOST_AUDIT_LINES = 50, 500
 MAX_WATCHERS = 32  # event streams at once
 
 _FILES = {
@@ -63,6 +65,7 @@ class Pages:
         router.add_get(PREFIX + "/api/snapshot", self.snapshot, allow_head=False)
         router.add_get(PREFIX + "/api/events", self.events, allow_head=False)
         router.add_get(PREFIX + "/api/route", self.route, allow_head=False)
+        router.add_get(PREFIX + "/api/audit", self.audit, allow_head=False)
         router.add_get(PREFIX + "/api/keys/{key_id}", self.trace, allow_head=False)
         router.add_get(PREFIX + "/api/devices", self.devices, allow_head=False)
         router.add_put(PREFIX + "/api/devices/{device}", self.turn)
@@ -120,8 +123,15 @@ class Pages:
         query = request.query
         if "from" not in query or "to" not in query:
             raise Malformed("a route needs `from` and `to`", "name two nodes")
-        avoid = frozenset(_avoided(text) for text in query.getall("avoid", []))
+        avoid = frozenset(parted(text) for text in query.getall("avoid", []))
         return _json(await self._source.route(query["from"], query["to"], avoid))
+
+    async def audit(self, request: web.Request) -> web.Response:
+        """`?most=50`: the last lines of the audit log, of every node asked."""
+        text = request.query.get("most", str(AUDIT_LINES))
+        if not text.isdecimal() or not 1 <= int(text[:4]) <= MOST_AUDIT_LINES:
+            raise Malformed("`most` is no number of lines", f"ask for 1 to {MOST_AUDIT_LINES}")
+        return _json({"lines": await self._source.audit(int(text[:4]))})
 
     async def trace(self, request: web.Request) -> web.Response:
         """The story of one key, from every node asked."""
@@ -162,11 +172,6 @@ async def _body(request: web.Request) -> bytes:
     if len(body) > LARGEST_BODY:
         raise TooLarge(f"the body is larger than {LARGEST_BODY} bytes", "send only the knobs to turn")
     return body
-
-
-def _avoided(text: str) -> str | tuple[str, str]:
-    a, bar, b = text.partition("|")
-    return (a, b) if bar else a
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:

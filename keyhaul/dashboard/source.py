@@ -8,7 +8,7 @@ from uuid import UUID
 
 from keyhaul.dashboard.arrange import arrange
 from keyhaul.dashboard.faults import faults
-from keyhaul.errors import NoRoute
+from keyhaul.explaining import Avoid, explain
 from keyhaul.routing import Network
 
 Json = Mapping[str, Any]
@@ -26,8 +26,11 @@ class Source(Protocol):
     async def trace(self, key_id: UUID) -> Sequence[Json]:
         """Rows of one key, on every node asked."""
 
-    async def route(self, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]) -> Json:
-        """The way between two nodes without some nodes and links, and why."""
+    async def route(self, source: str, destination: str, avoid: Avoid) -> Json:
+        """The way between two nodes or applications without some nodes and links, and why."""
+
+    async def audit(self, most: int) -> Sequence[Json]:
+        """The last lines of the audit logs of the nodes asked, oldest first, each with its `node`."""
 
     async def devices(self) -> Sequence[Json]:
         """Simulated devices whose knobs can be turned; empty outside a testbed."""
@@ -55,21 +58,9 @@ def picture(network: Network) -> dict[str, Any]:
     }
 
 
-def explained(
-    network: Network, source: str, destination: str, avoid: frozenset[str | tuple[str, str]]
-) -> dict[str, Any]:
+def explained(network: Network, source: str, destination: str, avoid: Avoid) -> dict[str, Any]:
     """A route with its reasons; `hops` is empty where there is none."""
-    text = network.explain(source, destination, avoid)
-    try:
-        route = network.route(source, destination, avoid)
-    except NoRoute:
-        return {"hops": [], "picture": "", "cost": None, "explanation": text}
-    return {
-        "hops": list(route.hops),
-        "picture": route.picture(),
-        "cost": route.cost,
-        "explanation": text,
-    }
+    return explain(network, source, destination, avoid=avoid)
 
 
 def summed_up(statuses: Sequence[Json], now: float) -> dict[str, Any]:

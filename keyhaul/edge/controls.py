@@ -1,11 +1,11 @@
-"""What operators change while a node runs, over its admin port: its configuration, and how much it logs.
+"""What operators ask of a running node and change in it, over its admin port: ways, log, configuration.
 
-Whoever may come to the port may do it; the log and the audit log say who did.
+Whoever may come to the port may do it; the log and the audit log say who changed something.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +14,9 @@ from aiohttp import web
 from keyhaul.edge.admin import PREFIX, answer
 from keyhaul.edge.server import caller_of, read_body
 from keyhaul.errors import ConfigError, Malformed, Refused
+from keyhaul.explaining import Avoid, parted
+
+MOST_LINES = 500  # of the audit log in one answer
 
 
 class Controls(Protocol):
@@ -24,6 +27,14 @@ class Controls(Protocol):
 
         Raises ConfigError, and nothing has changed, for a configuration with mistakes.
         """
+
+    async def route(
+        self, source: str, destination: str, avoid: Avoid, labels: Sequence[str]
+    ) -> Mapping[str, Any]:
+        """Which way keys go between two nodes or applications, and why. Raises Malformed, NoSuchTarget."""
+
+    async def audit_tail(self, most: int) -> Sequence[Mapping[str, Any]]:
+        """The last lines of the audit log, oldest first. Raises Unavailable."""
 
     def log_level(self) -> Mapping[str, Any]:
         """The level in force, for how long, and the one after it."""
@@ -46,6 +57,8 @@ class ControlPages:
     def add_to(self, application: web.Application) -> None:
         """The routes."""
         application.router.add_post(f"{PREFIX}/reload", self.reload)
+        application.router.add_get(f"{PREFIX}/route", self.route, allow_head=False)
+        application.router.add_get(f"{PREFIX}/audit", self.audit, allow_head=False)
         application.router.add_get(f"{PREFIX}/log", self.log_level, allow_head=False)
         application.router.add_put(f"{PREFIX}/log", self.use_log_level)
 
@@ -57,6 +70,22 @@ class ControlPages:
             raise Refused(
                 f"not reloaded, the last good configuration stays: {error.cause}", error.remedy
             ) from None
+
+    async def route(self, request: web.Request) -> web.Response:
+        """`?from=a&to=b&without=c&without=d|e&label=its-wire`: the way, its reasons, the other ways."""
+        query = request.query
+        if "from" not in query or "to" not in query:
+            raise Malformed("a route needs `from` and `to`", "name two nodes or two SAEs")
+        avoid = frozenset(parted(text) for text in query.getall("without", []))
+        labels = query.getall("label", [])
+        return answer(200, await self._controls.route(query["from"], query["to"], avoid, labels))
+
+    async def audit(self, request: web.Request) -> web.Response:
+        """`?most=50`: the last lines of the audit log."""
+        text = request.query.get("most", "50")
+        if not text.isdecimal() or not 1 <= int(text[:4]) <= MOST_LINES:
+            raise Malformed("`most` is no number of lines", f"ask for 1 to {MOST_LINES}")
+        return answer(200, {"lines": await self._controls.audit_tail(int(text[:4]))})
 
     async def log_level(self, request: web.Request) -> web.Response:
         """Which lines are written now."""

@@ -85,6 +85,9 @@ class Made:
     ) -> Mapping[str, Any]:
         return explained(self.net, source, destination, avoid)
 
+    async def audit(self, most: int) -> Sequence[Mapping[str, Any]]:
+        return []
+
     async def devices(self) -> Sequence[Mapping[str, Any]]:
         return []
 
@@ -147,6 +150,11 @@ def test_other_names_and_other_pages_get_nothing() -> None:
         ("/dashboard/api/keys/zz", 400),
         ("/dashboard/api/route?from=n000", 400),
         ("/dashboard/api/route?from=n000&to=nowhere", 200),
+        ("/dashboard/api/audit", 200),
+        ("/dashboard/api/audit?most=0", 400),
+        ("/dashboard/api/audit?most=-1", 400),
+        ("/dashboard/api/audit?most=5001", 400),
+        ("/dashboard/api/audit?most=many", 400),
         (f"/dashboard/api/keys/{UUID(int=7)}", 200),
     ],
 )
@@ -242,7 +250,8 @@ def test_the_whole_story_on_a_real_network(tmp_path: Path) -> None:
     """A key crosses, is traced; a link is thought away; a device runs dry, is seen, and comes back."""
 
     async def story() -> None:
-        async with Testbed(named("line-3"), tmp_path / "testbed") as testbed:
+        settings = {"audit": {"file": "audit.log"}}
+        async with Testbed(named("line-3"), tmp_path / "testbed", settings=settings) as testbed:
             state = json.loads((tmp_path / "testbed" / "testbed.json").read_text())
             async with of_testbed(state) as source, looking_at(source, tmp_path / "browser") as tab:
                 key_id = await one_key(state)
@@ -254,6 +263,11 @@ def test_the_whole_story_on_a_real_network(tmp_path: Path) -> None:
                 assert await tab.until(
                     "document.querySelector('#summary').textContent.includes('3 of 3 nodes')"
                 )
+
+                words = "document.querySelector('#audit').textContent"
+                told = await tab.until(f"{words}.includes('n1: delivery') && {words}")
+                assert key_id in told
+                assert "n3: unsealed" in told
 
                 await tab.click("#map .link text")
                 await tab.click("#detail button")

@@ -148,3 +148,61 @@ async def nonsense_is_refused(testbed: Testbed) -> None:
             async with session.put(f"{node['admin_url']}/admin/v1/log", data=body, ssl=tls) as answer:
                 assert answer.status == 400
                 assert (await answer.json())["next"]
+
+
+def test_ways_are_explained_by_running_nodes_and_from_a_file(tmp_path: Path) -> None:
+    asyncio.run(ways(tmp_path / "net"))
+
+
+async def ways(directory: Path) -> None:
+    rule = [{"master": "sae-n1", "slave": "sae-n3", "labels": ["its-wire"]}]
+    settings = {"policy": rule, "audit": {"file": "audit.log"}}
+    async with Testbed(named("ring-4"), directory, settings=settings) as testbed:
+        where = ("--dir", str(directory))
+        said = await keyhaul("route", "explain", "n1", "n3", *where)
+        assert said.returncode == 0, said.stderr
+        assert "other ways:" in said.stdout
+        told = json.loads((await keyhaul("route", "explain", "n2", "n4", *where, "--json")).stdout)
+        assert (told["hops"][0], told["hops"][-1], told["as_seen_by"]) == ("n2", "n4", "n2")
+        assert all(link["cost"] and link["labels"] for link in told["links"])
+        over, *_ = told["hops"][1:-1]
+        there = json.loads(
+            (await keyhaul("route", "explain", "n2", "n4", "--without", over, *where, "--json")).stdout
+        )
+        assert there["hops"]
+        assert over not in there["hops"]
+        gone = await keyhaul(
+            "route", "explain", "n2", "n4", "--without", over, "--without", there["hops"][1], *where
+        )
+        assert gone.returncode == 1
+        assert "no route" in gone.stdout
+
+        # Between two applications their policy counts, and the node itself refuses what no way has.
+        lacking = await keyhaul("route", "explain", "sae-n1", "sae-n3", *where, "--json")
+        assert lacking.returncode == 1
+        found = json.loads(lacking.stdout)
+        assert found["demanded"] == ["its-wire"]
+        assert "its-wire" in found["problem"]
+        assert any(link["lacks"] == ["its-wire"] for link in found["links"])
+        file = testbed.layout.node_file("n2")
+        offline = await keyhaul("route", "explain", "n2", "n4", "--config", str(file), "--json")
+        assert offline.returncode == 0, offline.stderr
+        assert json.loads(offline.stdout)["hops"] == told["hops"]
+        assert (await keyhaul("route", "explain", "n1", "nowhere", *where)).returncode == 1
+        await the_end_of_the_audit_log(testbed)
+
+
+async def the_end_of_the_audit_log(testbed: Testbed) -> None:
+    node, admin = testbed.state()["nodes"][0], testbed.state()["admin"]
+    tls = client_context(credentials(admin), Policy.COMPATIBLE)
+    async with aiohttp.ClientSession() as session:
+        base = f"{node['admin_url']}/admin/v1/"
+        async with session.get(f"{base}audit?most=3", ssl=tls) as answer:
+            found = (await answer.json())["lines"]
+        assert 1 <= len(found) <= 3
+        assert [line["n"] for line in found] == sorted(line["n"] for line in found)
+        assert not any({"prev", "signature"} & line.keys() for line in found)
+        for path in ("audit?most=0", "audit?most=x", "route?from=n1", "route?from=n1&to=n2&label=shiny"):
+            async with session.get(base + path, ssl=tls) as answer:
+                assert answer.status == 400, path
+                assert (await answer.json())["next"]

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from keyhaul.errors import NoRoute, NoSuchTarget
+from keyhaul.explaining import explain
 from keyhaul.routing import Edge, Network
 
 
@@ -98,16 +99,16 @@ def test_a_missing_route_says_why(source: str, destination: str, avoid: frozense
         view.route(source, destination, avoid)
     assert reason in caught.value.cause
     assert caught.value.remedy
-    assert caught.value.cause in view.explain(source, destination, avoid)
+    assert caught.value.cause in explain(view, source, destination, avoid=avoid)["explanation"]
 
 
 def test_explanation_adds_up_the_hops() -> None:
-    text = network("a=b-c").explain("a", "c")
+    text = explain(network("a=b-c"), "a", "c")["explanation"]
     assert text.splitlines() == [
-        "a=b-c  cost 3, 2 hop(s)",
-        "  a = b: qkd 1, so far 1",
-        "  b - c: pqc 2, so far 3",
-        "  if it fails: there is no other way",
+        "a=b-c  cost 3, 2 hop(s), scheme masked",
+        "  a = b: qkd 1, so far 1  [pq qkd relay-blind]",
+        "  b - c: pqc 2, so far 3  [pq relay-blind]",
+        "there is no other way",
     ]
 
 

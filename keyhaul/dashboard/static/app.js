@@ -1,7 +1,7 @@
 // keyhaul's page: one network drawn once, one snapshot a second, nothing that is secret.
 
 import { NetworkMap, nameOf } from "./map.js";
-import { bits, element, facts, fill, showChart, showFaults, showTrace } from "./panels.js";
+import { bits, element, facts, fill, showAudit, showChart, showFaults, showTrace } from "./panels.js";
 
 const at = (id) => document.getElementById(id);
 const view = { network: null, snapshot: null, chosen: null, route: [], away: new Set(), from: null };
@@ -228,6 +228,12 @@ async function devices() {
   if (focus) at("devices").querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
 }
 
+async function audit() {
+  const { lines } = await ask("audit?most=50");
+  at("audit-section").hidden = !lines.length;
+  showAudit(at("audit"), lines);
+}
+
 // ---------------------------------------------------------------- start
 
 function theme() {
@@ -256,6 +262,8 @@ async function start() {
   listen();
   await devices();
   if (!at("devices-section").hidden) setInterval(() => devices().catch(() => {}), 2000);
+  await audit();
+  setInterval(() => audit().catch(() => {}), 3000);
 }
 
 start().catch((problem) => { at("summary").textContent = problem.message; });

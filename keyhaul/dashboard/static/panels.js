@@ -87,3 +87,19 @@ export function showChart(svg, text, perSecond, waits) {
   const wait = waits.length ? ` Applications wait ${waits.join(", ")}.` : "";
   text.textContent = `Last ${perSecond.length} s; ${now.toFixed(1)} keys/s now, at most ${most} in one second.${wait}`;
 }
+
+export function showAudit(list, lines) {
+  const newest = [...lines].reverse();
+  const said = newest.map((line) => `${line.node} ${line.n}`).join(" ");
+  if (list.dataset.said === said) return; // whoever reads or has scrolled is not disturbed
+  list.dataset.said = said;
+  list.replaceChildren(...newest.map((line) => {
+    const { n, at, event, node, ...rest } = line;
+    const item = element("li");
+    const more = Object.entries(rest).map(([name, value]) =>
+      `${name} ${typeof value === "string" || typeof value === "number" ? value : JSON.stringify(value)}`);
+    item.append(element("time", String(at).slice(0, 19).replace("T", " "), { datetime: String(at) }), " ",
+      element("b", `${node}: ${event}`), element("div", more.join(", ")));
+    return item;
+  }));
+}
