@@ -270,7 +270,7 @@ class Node:
         Pages(seen).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
             "sae": (saes.answer, sae.render, Bounds()),
-            "admin": (operators, admin.render, Bounds()),
+            "admin": (operators, admin.render, Bounds(grace=peering.BOUNDS.grace)),
         }
         known = (*self.config.network.saes, *self.config.network.foreign)
         systems, limits = Systems(self.config.skip.systems, known), lambda: saes.limits
@@ -278,7 +278,8 @@ class Node:
         applications["skip"] = encryptors.answer, skip.render, Bounds()
         for name, neighbours in self._neighbour_ports(kernel, turns).items():
             applications[name] = (neighbours.application(), peering.render, peering.BOUNDS)
-        for name, listener in self.config.listeners:
+        # Applications come last and so go first: what they still wait for comes in over the other ports.
+        for name, listener in sorted(self.config.listeners, key=lambda each: each[0] in ("sae", "skip")):
             application, render, bounds = applications[name]
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
             context = tls.server_context(credentials, tls.Policy(listener.tls))
