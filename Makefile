@@ -24,7 +24,7 @@ install: $(STAMP)  ## make the virtual environment from the lock file
 
 # The extras for TPM and PKCS#11 need Debian packages (scripts/install-debian-packages.sh). Where these are
 # there, the extras are installed too; where not, everything works and their tests say why they skip.
-$(STAMP): requirements.lock requirements-build.lock requirements-hardware.lock requirements-blind.lock pyproject.toml
+$(STAMP): requirements.lock requirements-build.lock requirements-hardware.lock requirements-blind.lock requirements-strongswan.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --require-hashes -r requirements.lock -r requirements-build.lock
 	@if pkg-config --exists tss2-esys 2>/dev/null; then \
@@ -32,6 +32,8 @@ $(STAMP): requirements.lock requirements-build.lock requirements-hardware.lock r
 	  || echo "the tpm and pkcs11 extras could not be built; going on without them"; fi
 	@$(PIP) --require-hashes -r requirements-blind.lock \
 	  || echo "no Microsoft SEAL for this Python; going on without scheme blind at the ends"
+	@$(PIP) --require-hashes -r requirements-strongswan.lock \
+	  || echo "no package vici for this Python; going on without the agent for strongSwan"
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 

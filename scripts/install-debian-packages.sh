@@ -49,6 +49,7 @@ wireguard-tools          wg, which the agent for WireGuard calls
 wireguard-go             WireGuard in user space, where the kernel has none
 stunnel4                 TLS 1.3 with the agents' keys around any TCP application
 strongswan-charon        IKEv2 with the agents' keys as PPKs (RFC 8784)
+libstrongswan-standard-plugins  the algorithms that charon needs for modern proposals
 strongswan-swanctl       the VICI socket of charon, which the agent speaks to
 libcharon-extra-plugins  ESP in user space (kernel-libipsec), where the kernel has none
 LIST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,25 @@ class Lines:
         """The same, once the process has ended."""
         self._thread.join(PATIENCE)
         return self.so_far()
+
+
+@contextmanager
+def traffic(namespace: str, *words: str) -> Iterator[set[int]]:
+    """Pings from a namespace, fifty a second; at the end the numbers of those that were lost in between.
+
+    The last ones may have been on their way when it ended, so they do not count.
+    """
+    command = ["ip", "netns", "exec", namespace, "ping", "-i", "0.02", *words]
+    lost: set[int] = set()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield lost
+        finally:
+            process.send_signal(signal.SIGINT)
+            report, _ = process.communicate(timeout=PATIENCE)
+    came = {int(number) for number in re.findall(r"bytes from .* icmp_seq=(\d+)", report)}
+    assert len(came) > 20, report
+    lost |= set(range(1, max(came))) - came
 
 
 class Agent:

@@ -175,6 +175,11 @@ class Section:
             else:
                 self.report(name, f"{name} holds something that is not a table", f"write [[{name}]] tables")
 
+    def tree(self, name: str) -> dict[str, Any]:
+        """The table `name` as it stands, for what another program reads."""
+        value: dict[str, Any] = self._value(name, dict, _REQUIRED, {})
+        return value
+
     def names(self) -> list[str]:
         """All keys of a table whose keys are names rather than settings."""
         self._known.update(self._table)

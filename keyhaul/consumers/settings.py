@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from keyhaul.config.reader import Mistake, Mistakes, Section, Source
 from keyhaul.consumers.exec import Encoding, Exec
 from keyhaul.consumers.port import Consumer, Role
+from keyhaul.consumers.strongswan import StrongSwan
 from keyhaul.consumers.stunnel import Stunnel
 from keyhaul.consumers.wireguard import WireGuard
 from keyhaul.edge.tls import Credentials
@@ -137,8 +138,21 @@ def _stunnel(table: Section, peer: str, role: Role) -> Callable[[], Consumer]:
     return lambda: Stunnel(secrets, pid, client=role == "initiator", on_disk=on_disk)
 
 
+def _strongswan(table: Section, peer: str, role: Role) -> Callable[[], Consumer]:
+    vici, name = table.file("vici", "/run/charon.vici"), table.text("name")
+    connection = table.tree("connection")
+    if not isinstance(children := connection.get("children"), dict) or len(children) != 1:
+        table.report(
+            "connection", "the connection has not one child", "add [consumer.connection.children.NAME]"
+        )
+    if ours := sorted({"ppk_id", "ppk_required"} & connection.keys()):
+        table.report("connection", f"{' and '.join(ours)} cannot be set", "leave it out: the agent sets it")
+    return lambda: StrongSwan(name, connection, vici, role)
+
+
 _KINDS: dict[str, Callable[[Section, str, Role], Callable[[], Consumer]]] = {
     "exec": _exec,
+    "strongswan": _strongswan,
     "stunnel": _stunnel,
     "wireguard": _wireguard,
 }

@@ -16,7 +16,9 @@ from keyhaul.config.reader import Mistakes
 from keyhaul.config.write import toml
 from keyhaul.consumers import settings
 from keyhaul.consumers.exec import Exec
+from keyhaul.consumers.strongswan import StrongSwan
 from keyhaul.consumers.wireguard import WireGuard
+from keyhaul.errors import ConfigError
 from tests.blocks import Block, blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "consumers.md"
@@ -32,6 +34,7 @@ FULL: dict[str, Any] = {
     "channel": {"url": "https://far:7443/", "ca": "sae-ca.pem"},
     "consumer": {"kind": "exec", "command": ["/bin/true", "x"], "key_bits": 128, "encoding": "hex"},
 }
+SWAN: dict[str, Any] = {"kind": "strongswan", "name": "tunnel"}
 
 
 def written(folder: Path, **changed: Any) -> Path:
@@ -90,6 +93,10 @@ def test_wireguard(tmp_path: Path) -> None:
         ({"consumer": {"kind": "exec", "command": ["x"], "encoding": "rot13"}}, "encoding"),
         ({"consumer": {"kind": "wireguard", "interface": "wg 0", "public_key": PUBLIC}}, "interface"),
         ({"consumer": {"kind": "wireguard", "interface": "wg0", "public_key": PUBLIC[1:]}}, "public_key"),
+        ({"consumer": SWAN | {"connection": {}}}, "the connection has not one child"),
+        ({"consumer": SWAN | {"connection": {"children": {"a": {}, "b": {}}}}}, "has not one child"),
+        ({"consumer": SWAN | {"connection": {"ppk_id": "x", "children": {"a": {}}}}}, "ppk_id cannot be set"),
+        ({"consumer": {"kind": "strongswan"}}, "connection is missing in [consumer]"),
         ({"sae": {"url": "https://n", "cert": "a", "key": "b"}}, "ca is missing in [sae]"),
     ],
 )
@@ -113,10 +120,17 @@ def test_the_pieces_on_the_page_fit_into_a_file(tmp_path: Path, block: Block) ->
 def test_the_page_has_every_setting() -> None:
     known = ["peer", "role", "interval", "max_age", "on_expiry", "ready_file", "url", "cert", "key", "ca"]
     known += ["listen", "kind", "command", "key_bits", "encoding", "timeout"]
+    known += ["vici", "name", "connection"]
     known += ["secrets", "pid_file", "on_disk"]
     known += ["interface", "public_key", "wg"]
     text = PAGE.read_text()
     assert not [name for name in known if f"`{name}`" not in text]
+
+
+def test_without_its_package_strongswan_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vici", None)
+    with pytest.raises(ConfigError, match=r"keyhaul\[strongswan\]"):
+        StrongSwan("tunnel", {"children": {"net": {}}}, Path("vici"), "responder")
 
 
 def test_the_command_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
