@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -29,7 +30,7 @@ from keyhaul.errors import Malformed, PeerUnreachable, Refused, TimedOut, Unauth
 from keyhaul.identity import sae_id
 from keyhaul.keys import Secret
 from keyhaul.pki import Files, Pki
-from tests.agents import INITIATOR, RESPONDER, Network, agent, network
+from tests.agents import INITIATOR, RESPONDER, Agent, Network, agent, network
 
 pytestmark = pytest.mark.e2e
 
@@ -124,6 +125,37 @@ def test_an_initiator_that_starts_before_its_peer_waits_for_it(
         with agent(tmp_path, settings, **environment):
             initiator.until("key settled")
     assert len(kept(tmp_path, "initiator")) == 1
+
+
+@pytest.mark.parametrize("killed", ["initiator", "responder"])
+def test_after_a_kill_both_ends_agree_again(
+    two: Network, tmp_path: Path, program: dict[str, Any], killed: str
+) -> None:
+    environment = {**os.environ, "KEPT": str(tmp_path / "kept")}
+    with ExitStack() as stack:
+
+        def start(settings: dict[str, Any]) -> Agent:
+            return stack.enter_context(agent(tmp_path, settings, **environment))
+
+        responder = start(two.settings(RESPONDER, program))
+        ours = two.settings(INITIATOR, program, responder.url, interval=0.1)
+        theirs = two.settings(RESPONDER, program)
+        theirs["channel"]["listen"] = ours["channel"]["url"].removeprefix("https://")
+        initiator = start(ours)
+        initiator.until("key settled")
+        if killed == "initiator":
+            initiator.kill()
+            initiator = start(ours)
+        else:
+            responder.kill()
+            responder = start(theirs)
+            responder.until("key staged")
+        initiator.until("key settled")
+        initiator.stop()
+        here, there = kept(tmp_path, "initiator"), kept(tmp_path, "responder")
+        newest = initiator.logs[-1]["key_id"]
+        assert initiator.logs[-1]["event"] == "key settled"
+        assert here[newest] == there[newest]
 
 
 # ------------------------------------------------------------------ the channel
