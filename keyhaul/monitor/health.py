@@ -23,6 +23,8 @@ def reasons(reading: Mapping[str, Any], now: float) -> list[str]:
     for use, moment in reading["expiry"].items():
         if use in ("sae", "node") and moment <= now:
             found.append(f"the certificate of the {use} port has expired: renew it")
+    if (workers := reading["workers"]) is not None and not workers["running"]:
+        found.append("no worker of the SAE port runs: see the log, why they end")
     if reading["lag"] > LONGEST_LAG:
         found.append(f"the node is {reading['lag']:.0f} s behind: it has more to do than it can")
     return found

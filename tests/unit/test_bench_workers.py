@@ -18,12 +18,12 @@ def slices(rate: float, node: float, workers: float = 0.0) -> list[dict[str, flo
 
 
 CELLS = [
-    Cell(1, 0, slices(2000, 120), slices(4000, 50)),
-    Cell(1, 1, slices(1800, 60, 80), slices(4000, 50)),
-    Cell(1, 2, slices(1600, 60, 80), slices(4000, 50)),
-    Cell(2, 0, slices(2400, 120), slices(5000, 50)),
-    Cell(2, 1, slices(3600, 60, 80), slices(5000, 50)),
-    Cell(2, 2, slices(4000, 60, 80), slices(5000, 50)),
+    Cell(1, 0, slices(2000, 120), slices(4000, 50), slices(400, 90, 900)),
+    Cell(1, 1, slices(1800, 60, 80), slices(4000, 50), slices(400, 90, 900)),
+    Cell(1, 2, slices(1600, 60, 80), slices(4000, 50), slices(400, 90, 900)),
+    Cell(2, 0, slices(2400, 120), slices(5000, 50), slices(400, 90, 900)),
+    Cell(2, 1, slices(3600, 60, 80), slices(5000, 50), slices(400, 90, 900)),
+    Cell(2, 2, slices(4000, 60, 80), slices(5000, 50), slices(400, 90, 900)),
 ]
 
 
@@ -47,6 +47,8 @@ def test_rates_are_medians_and_ratios_are_taken_slice_by_slice() -> None:
     assert CELLS[0].ratio == 0.5
     assert found["1 workers: from one core to two, load generator included"] == 2.0
     assert found["1 workers against none, both on two cores"] == 1.5
+    assert found["from none on one core to 1 workers on two, load generator included"] == 1.8
+    assert CELLS[0].greeting * 1e6 == pytest.approx(90)
     assert found["resident memory of a worker"] == 52.0
 
 

@@ -67,6 +67,7 @@ def reading(**changes: Any) -> dict[str, Any]:
         "audit": None,
         "expiry": {"sae": NOW + 90 * 86_400, "node": NOW + 90 * 86_400},
         "draining": False,
+        "workers": None,
     }
     return {**good, **changes}
 
@@ -147,6 +148,7 @@ PROBLEMS = {
     "audit log cannot be written": {"audit": {"required": True, "trouble": "full"}},
     "certificate of the sae port has expired": {"expiry": {"sae": NOW - 1, "admin": NOW - 1}},
     "behind": {"lag": 9.0},
+    "no worker": {"workers": {"restarts": 3, "running": []}},
 }
 
 

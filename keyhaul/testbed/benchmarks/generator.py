@@ -33,7 +33,10 @@ from keyhaul.testbed.benchmarks.wire import Json, Wire, line, tls
 
 
 class Target:
-    """A port and the requests for it; the last one is repeated if `endless`."""
+    """A port and the requests for it; the last one is repeated if `endless`.
+
+    With `anew` each request of a flood has a connection of its own, whose handshake counts.
+    """
 
     def __init__(self, task: Json) -> None:
         self.task = task
@@ -47,14 +50,17 @@ class Target:
         self.slices: list[Json] = []
         self.seconds: list[float] = []
         self.wires: list[Wire] = []
+        self._tls = tls(task)
 
     async def connect(self, number: int) -> None:
-        context, loop = tls(self.task), asyncio.get_running_loop()
-        for _ in range(number):
-            _, wire = await loop.create_connection(
-                Wire, self.host, self.port, ssl=context, server_hostname=self.host
-            )
-            self.wires.append(wire)
+        self.wires += [await self.wire() for _ in range(number)]
+
+    async def wire(self) -> Wire:
+        """A new connection."""
+        _, wire = await asyncio.get_running_loop().create_connection(
+            Wire, self.host, self.port, ssl=self._tls, server_hostname=self.host
+        )
+        return wire
 
     async def ask(self, wire: Wire, request: bytes) -> None:
         begun = time.perf_counter()
@@ -79,6 +85,9 @@ class Target:
                 request = next(requests, None)
                 if request is None:
                     return
+                if self.task.get("anew"):
+                    wire.close()
+                    wire = await self.wire()
                 await self.ask(wire, request)
 
         await asyncio.gather(*(one(wire) for wire in self.wires))

@@ -40,12 +40,16 @@ TOPOLOGY = Topology(
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One node on so many cores: its slices, and those of the empty handler right after each."""
+    """One node on so many cores: its slices, and those of the empty handler right after each.
+
+    `fresh`: slices in which each request, a status, had a new connection.
+    """
 
     cores: int
     workers: int
     ours: list[dict[str, float]]
     bare: list[dict[str, float]]
+    fresh: list[dict[str, float]]
 
     @property
     def rate(self) -> float:
@@ -65,6 +69,11 @@ class Cell:
         if not self.workers:
             return node
         return max(node, statistics.median(each["workers"] for each in self.ours) / self.workers)
+
+    @property
+    def greeting(self) -> float:
+        """Processor seconds a new connection and its request cost the node's own process."""
+        return statistics.median(each["server"] for each in self.fresh)
 
 
 async def run(report: Report, *, quick: bool, say: Say) -> None:
@@ -153,9 +162,19 @@ async def _flood(
     targets = [_target(on, name, held[name]) for name in WORKERS]
     bare = {**targets[0], "url": on.bare_url, "pid": on.bare.pid, "workers": []}
     asked = {**task, "connections": CONNECTIONS, "targets": [*targets, bare]}
-    found = (await generator.ask(asked))["targets"]
-    *nodes, empty = [target["slices"][1:] for target in found]
-    return [Cell(cores, number, ours, empty) for number, ours in zip(WORKERS.values(), nodes, strict=True)]
+    *nodes, empty = await _slices(generator, asked)
+    status = {"method": "GET", "path": "/api/v1/keys/sae-one/status"}
+    newly = [{**target, "requests": [status], "anew": True} for target in targets]
+    fresh = await _slices(generator, {**asked, "targets": newly})
+    return [
+        Cell(cores, number, ours, empty, new)
+        for number, ours, new in zip(WORKERS.values(), nodes, fresh, strict=True)
+    ]
+
+
+async def _slices(generator: Generator, task: dict[str, Any]) -> list[list[dict[str, float]]]:
+    found = await generator.ask(task)
+    return [target["slices"][1:] for target in found["targets"]]
 
 
 async def _check_stock(on: Stage) -> None:
@@ -197,6 +216,10 @@ def _figures(report: Report, cell: Cell) -> None:
     report.add("  processor time a request, node", [1e6 * each["server"] for each in ours], "us")
     if cell.workers:
         report.add("  processor time a request, workers", [1e6 * each["workers"] for each in ours], "us")
+    report.add("  new connections, one request each", [each["rate"] for each in cell.fresh], "/s")
+    report.add("  processor time of one, node", [1e6 * each["server"] for each in cell.fresh], "us")
+    if cell.workers:
+        report.add("  processor time of one, workers", [1e6 * each["workers"] for each in cell.fresh], "us")
     report.add("  load generator's share of a core", [each["client_share"] for each in ours], "")
 
 
@@ -210,6 +233,8 @@ def _scaling(report: Report, cells: list[Cell]) -> None:
             report.add(name, [wide.rate / by[1, number].rate], "x")
     for number in [each for each in WORKERS.values() if each]:
         if wide := by.get((2, number)):
+            name = f"from none on one core to {number} workers on two, load generator included"
+            report.add(name, [wide.rate / plain.rate], "x")
             report.add(f"{number} workers against none, both on two cores", [wide.rate / by[2, 0].rate], "x")
         name = f"{number} workers against none, by processor time of the busiest process"
         report.add(name, [plain.busiest / by[1, number].busiest], "x", note="a core for each process")
