@@ -135,6 +135,8 @@ async def _measure(on: Stage, generator: Generator, cell: Cell, seconds: float) 
     nodes = [node.name for node in on.testbed.topology.nodes]
     task = _task(on, cell, seconds)
     await generator.ask({**task, "seconds": seconds / 4})  # connections, pools and stocks are warm after this
+    if cell.scheme == POOL:
+        await on.stocked(nodes[0])
     await on.rest(*nodes)
     # `number` as name of the slave tells the bare handler how long its answer shall be.
     bare = {**task, "near": {**task["near"], "url": on.bare_url}, "far": {**task["far"], "url": on.bare_url}}

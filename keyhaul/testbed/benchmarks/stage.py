@@ -67,6 +67,15 @@ class Stage:
                 return
         raise Unavailable("the nodes do not come to rest", "see their logs")
 
+    async def stocked(self, node: str, patience: float = 300.0) -> None:
+        """Wait until no pool of a node is low: on a busy machine a node may look at rest that is not."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + patience
+        while any(pool["ready"] * 4 < pool["target"] * 3 for pool in await self.pools(node)):
+            if loop.time() > give_up:
+                raise Unavailable(f"the pools of {node} do not fill", "see its log")
+            await asyncio.sleep(_LOOK)
+
     def processor(self) -> dict[str, float]:
         """Processor seconds each node has used."""
         return {
