@@ -44,6 +44,7 @@ FILLS = 4  # batches relayed ahead at a time
 SHORTEST_TURN = 0.5  # seconds that another attempt is worth
 _WISHES = frozenset({SCHEME, LABELS})
 PROBE_LIFE = 60.0  # seconds until a test key expires
+MESSAGE_COST = 1024  # bits of device key that a message with one-time pads costs beside its keys, at most
 
 
 class _Wait:
@@ -355,8 +356,6 @@ class Origin:
     def _room(self, pool: Pool) -> int:
         """Keys that pools may send over the first links now; the rest of their stock is for others."""
         room = MAX_BATCH
-        if self.pools.rules.fixed is not None:
-            return room
         try:
             for leg in self._site.legs(tuple(pool.targets)):
                 if leg != self._site.name and leg not in self._site.foreign:
@@ -370,11 +369,16 @@ class Origin:
         level = link.level()
         if level is None:
             return MAX_BATCH
-        fullest = self._fullest[peer] = max(self._fullest.get(peer, 0), level)
-        spare = level - (1.0 - self.pools.rules.share) * fullest
+        self._fullest[peer] = max(self._fullest.get(peer, 0), level)
+        spare = level - self._reserved(peer)
         if spare <= 0:
             return 0
-        return int(spare // size) if "its-wire" in link.labels else MAX_BATCH
+        return max(0, spare - MESSAGE_COST) // size if "its-wire" in link.labels else MAX_BATCH
+
+    def _reserved(self, peer: str) -> int:
+        """Bits of a link's stock that are for requests and relaying, not for pools of a size by demand."""
+        part = 0.0 if self.pools.rules.fixed is not None else 1.0 - self.pools.rules.share
+        return int(part * self._fullest.get(peer, 0))
 
     async def _fill(self, pool: Pool, number: int) -> None:
         """Relay one batch of keys ahead of demand; then the next one is picked. A story of its own."""
@@ -398,6 +402,7 @@ class Origin:
         """Whether every key of the batch is held at the far end."""
         order = Order(pool.master, tuple(sorted(pool.targets)), number, pool.size)
         batch = await self._batch(order, waiting=True, herd=self.pools.block(pool))
+        batch.leave = {peer: self._reserved(peer) for peer in self._fullest}
         refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
         if self._local(order):
             await self._relay.dispatch(batch)

@@ -143,10 +143,14 @@ class Link(Protocol):
     symbol: str  # how a path shows it: "=" or "-" or "~"
     labels: frozenset[str]  # what it gives against wiretappers: "its-wire", "pq", "qkd"
 
-    async def grant(self, pad_bytes: int, *, deadline: float, payer: str = "") -> Grant:
+    async def grant(
+        self, pad_bytes: int, *, deadline: float, payer: str = "", leave: int | None = None
+    ) -> Grant:
         """Material for one message with a pad of `pad_bytes`; waits at most until Unix `deadline`.
 
-        Who waits is served in turns between payers: the SAE, or at a relay the neighbour, it is for.
+        Who waits is served in turns between payers: the SAE, or at a relay the neighbour, it is for. What
+        nobody waits for says how many bits of device key it has to `leave` ready, and gets its own at once
+        or not at all.
 
         Raises InsufficientKey when the devices have too little, PeerUnreachable when the neighbour
         has to be asked and does not answer.

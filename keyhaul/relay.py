@@ -73,6 +73,8 @@ class Batch:
     waiting: frozenset[str] = frozenset()
     ask: Ask = NOTHING
     letter: Message | None = None
+    leave: Mapping[str, int] | None = None
+    """Bits that have to stay ready on links to neighbours, if these keys are relayed ahead of demand."""
     optional: Mapping[str, Any] = field(default_factory=dict)
     trust: dict[str, str] | None = None
     ways: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -178,7 +180,13 @@ class Relay:
         )
         wrapping = Wrapping(context, payload, batch.deadline)
         grant, message = await self._hand_on(
-            scheme, wrapping, hops[1], self.site.name, batch.deadline, batch.initiator
+            scheme,
+            wrapping,
+            hops[1],
+            self.site.name,
+            batch.deadline,
+            batch.initiator,
+            None if batch.leave is None else batch.leave.get(hops[1], 0),
         )
         proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
         passed = _receipt(scheme, context, payload)
@@ -215,11 +223,12 @@ class Relay:
         leg: str,
         deadline: float,
         payer: str,
+        leave: int | None = None,
     ) -> tuple[Grant, Message]:
         """Put the next pad on a bare payload and seal it for a neighbour, at the expense of `payer`."""
         payload = wrapping.payload
         link = self.site.link(peer)
-        grant = await link.grant(scheme.pad_bytes(payload), deadline=deadline, payer=payer)
+        grant = await link.grant(scheme.pad_bytes(payload), deadline=deadline, payer=payer, leave=leave)
         try:
             padded = scheme.transit(payload, None, grant.pad())
             transfer = wrap(

@@ -94,8 +94,15 @@ class DeviceKeys:
 
     # --- sending
 
-    async def take(self, number: int, patience: float, payer: str = "") -> list[tuple[str, Secret]]:
-        """`number` keys that both ends hold; waits at most `patience` seconds. Raises InsufficientKey."""
+    async def take(
+        self, number: int, patience: float, payer: str = "", leave: int | None = None
+    ) -> list[tuple[str, Secret]]:
+        """`number` keys that both ends hold; waits at most `patience` seconds. Raises InsufficientKey.
+
+        `leave`: bits that have to stay ready; then nothing is waited for.
+        """
+        if self.ahead and leave is not None:
+            return self.supply.spare(number, -(-leave // (self.key_bytes * 8)))
         if self.ahead:
             return await self.supply.take(number, patience, payer)
         drawn = await self._device.enc_keys(number, self.key_bytes * 8)

@@ -148,14 +148,18 @@ class SealedLink:
 
     # --- sending
 
-    async def grant(self, pad_bytes: int, *, deadline: float, payer: str = "") -> SealedGrant:
+    async def grant(
+        self, pad_bytes: int, *, deadline: float, payer: str = "", leave: int | None = None
+    ) -> SealedGrant:
         """See ports.Link. Acknowledgements ask for no pad and cost no device key."""
         sequence = await self._number()
-        (public,) = await self._peer_keys.take(1, deadline - self._clock.now(), payer)
+        # Device keys first: a hundred requests that wait for them must not hold a one-time key each.
+        patience = deadline - self._clock.now()
+        device_keys = await self._device_keys(pad_bytes, patience, payer, leave)
         try:
-            device_keys = await self._device_keys(pad_bytes, deadline - self._clock.now(), payer)
+            (public,) = await self._peer_keys.take(1, deadline - self._clock.now(), payer)
         except BaseException:
-            self._peer_keys.add([public])  # nobody saw anything sealed under it
+            self.give_back(device_keys, burned=False)
             raise
         secret, ciphertext = public.encapsulate()
         names = tuple(name for name, _ in device_keys)
@@ -179,13 +183,15 @@ class SealedLink:
         head = envelope.header_bytes(header)
         return SealedGrant(self, header, head, material, pad_bytes, device_keys)
 
-    async def _device_keys(self, pad_bytes: int, patience: float, payer: str) -> list[tuple[str, Secret]]:
+    async def _device_keys(
+        self, pad_bytes: int, patience: float, payer: str, leave: int | None
+    ) -> list[tuple[str, Secret]]:
         if self._device is None or not pad_bytes:
             return []
         number = 1
         if self.mode is Mode.OTP:
             number += -(-pad_bytes // self._device.key_bytes)
-        return await self._device.take(number, patience, payer)
+        return await self._device.take(number, patience, payer, leave)
 
     async def _number(self) -> int:
         # A number is used once, also across crashes: blocks are reserved on disk before use.

@@ -83,6 +83,17 @@ class Supply(Generic[Item]):
             self.trouble or "ask again when the link has produced more",
         )
 
+    def spare(self, number: int, leave: int) -> list[Item]:
+        """`number` items if `leave` stay and nobody waits. Raises InsufficientKey, at once."""
+        if len(self._waiting) or len(self._items) - leave < number:
+            raise InsufficientKey(
+                f"{self._what}: {number} needed beside {leave} that stay, {len(self._items)} there",
+                "it is tried again when the link has more",
+            )
+        items = self._pop(number)
+        self._call()
+        return items
+
     def _serve(self) -> None:
         """Hand items to those whose turn it is as far as they reach."""
         while (turn := self._waiting.first()) is not None and len(self._items) >= turn[1].number:

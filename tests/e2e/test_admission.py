@@ -68,10 +68,12 @@ async def greed(caller: Caller) -> None:
         await caller.ask(4)
 
 
-def test_a_greedy_application_does_not_cost_a_modest_one_its_keys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", [0, "auto", 64])
+def test_a_greedy_application_does_not_cost_a_modest_one_its_keys(pool: int | str, tmp_path: Path) -> None:
+    """On demand, and with keys relayed ahead; several hundred requests in tests/sim/test_dry.py."""
+
     async def scene() -> None:
-        # On demand, so that every key is paid for by the request that asks for it.
-        settings = {"delivery": {"pool": 0}}
+        settings = {"delivery": {"pool": pool}}
         async with Testbed(DRY, tmp_path / "net", settings=settings) as testbed, callers(testbed) as saes:
             greedy, modest = saes["sae-greedy"], saes["sae-modest"]
             hands = [asyncio.ensure_future(greed(greedy)) for _ in range(100)]

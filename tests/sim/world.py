@@ -227,13 +227,13 @@ class SimNode:
                 device=world.devices[frozenset((edge.a, edge.b))],
                 ledger=self.ledger,
                 clock=clock,
-                low=4,
-                high=STOCK,
-                most=4 * STOCK,
+                low=max(4, world.stock // 4),
+                high=world.stock,
+                most=4 * world.stock,
                 keep=7 * RENEW,
             )
-        own_keys = OneTimeKeys(peer, self.ledger, clock, most=16 * STOCK, keep=7 * RENEW)
-        peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer}", 4, STOCK)
+        own_keys = OneTimeKeys(peer, self.ledger, clock, most=16 * world.stock, keep=7 * RENEW)
+        peer_keys: Supply[OneTimeKey] = Supply(f"one-time keys of {peer}", 4, world.stock)
         self.links[peer] = SealedLink(
             me=self.name,
             peer=peer,
@@ -330,6 +330,7 @@ class World:
         self._used: set[str] = set()
         self.settings = Settings(**settings)
         # Set these before `start`.
+        self.stock = STOCK
         self.blind: dict[str, BlindConfig] = {}
         self.more: list[Scheme] = []
         self.kem, self.once = "ml-kem-768", False

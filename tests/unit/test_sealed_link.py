@@ -251,12 +251,45 @@ def test_waiting_in_vain_for_device_keys_costs_no_one_time_key() -> None:
         assert len(a.peer_keys) == stock
         waiting = asyncio.ensure_future(grant(a, 32 * 100))
         await asyncio.sleep(1)
+        assert len(a.peer_keys) == stock, "acknowledgements need them meanwhile"
         waiting.cancel()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert len(a.peer_keys) == stock
         assert a.device is not None
         assert a.device.level() == 4 * 256
+
+    run(story())
+
+
+def test_waiting_in_vain_for_a_one_time_key_costs_no_device_key() -> None:
+    async def story() -> None:
+        a, _ = await neighbours(Devices(), mode=Mode.OTP, low=2, high=4)
+        assert a.device is not None
+        await a.peer_keys.take(len(a.peer_keys), 0)
+        with pytest.raises(InsufficientKey):
+            await grant(a, 32)
+        assert a.device.level() == 4 * 256
+
+    run(story())
+
+
+def test_what_is_sent_ahead_of_demand_leaves_a_part_of_the_device_keys_and_waits_for_none() -> None:
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        a, _ = await neighbours(Devices(), mode=Mode.OTP, low=2, high=8)
+        assert a.device is not None
+        end = LoopClock().now() + 5
+        sent = await a.link.grant(32, deadline=end, leave=6 * 256)
+        assert a.device.level() == 6 * 256
+        before = loop.time()
+        for leave in (6 * 256, 4 * 256 + 1):
+            with pytest.raises(InsufficientKey, match="2 needed beside"):
+                await a.link.grant(32, deadline=end, leave=leave)
+        assert loop.time() == before
+        sent.cancel()
+        await a.link.grant(32, deadline=end, leave=6 * 256)
+        assert await a.link.grant(0, deadline=end, leave=8 * 256), "a message without a pad costs none"
 
     run(story())
 

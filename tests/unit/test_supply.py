@@ -210,3 +210,22 @@ def test_payers_take_turns_so_a_modest_one_does_not_wait_behind_a_greedy_ones_qu
         assert here.shortage == 4
 
     run(story())
+
+
+def test_what_nobody_waits_for_takes_only_what_is_over_and_never_waits() -> None:
+    async def story() -> None:
+        here = supply(low=2, high=8)
+        here.add(range(8))
+        assert here.spare(3, leave=4) == [0, 1, 2]
+        for number, leave in ((2, 4), (5, 1), (6, 0)):
+            with pytest.raises(InsufficientKey, match=f"{number} needed beside {leave} that stay, 5 there"):
+                here.spare(number, leave)
+        assert here.spare(1, leave=4) == [3]
+        waiting = await taking(here, 5)
+        with pytest.raises(InsufficientKey):
+            here.spare(1, leave=0)  # there are four, but somebody waits for them
+        here.add([8])
+        assert await waiting == [4, 5, 6, 7, 8]
+        assert not here.spare(0, leave=0)
+
+    run(story())

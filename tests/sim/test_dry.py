@@ -1,0 +1,143 @@
+"""A dry link that a greedy and a modest application share, with keys relayed ahead and without them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import pytest
+
+from keyhaul.admission import Admission
+from keyhaul.admission import Rules as Limits
+from keyhaul.edge.turns import Turns
+from keyhaul.errors import Busy, InsufficientKey, Unavailable
+from keyhaul.keys import Secret
+from keyhaul.messages.etsi014 import Order
+from keyhaul.pools import Rules
+from keyhaul.routing import Edge
+from keyhaul.testbed.clock import run
+from tests.sim.parts import DevicePair, SimKey
+from tests.sim.world import World
+
+RATE = 2200.0  # bits/s, Clavis 3 over a short fibre (paper B)
+MODEST = 150  # requests
+HANDS = 100  # of the greedy one, as many as in paper A's Figure 7
+
+
+@dataclass
+class SlowPair(DevicePair):
+    """Devices that make key at a rate, and hold no more than so many bits."""
+
+    rate: float = RATE
+    most: float = 32_768.0
+    _bits: float = 32_768.0
+    _since: float = field(default=0.0)
+
+    async def enc_keys(self, number: int, size: int) -> list[SimKey]:
+        await asyncio.sleep(self.rng.uniform(0.05, 0.2))
+        now = asyncio.get_running_loop().time()
+        self._bits = min(self.most, self._bits + (now - self._since) * self.rate)
+        self._since = now
+        number = min(number, int(self._bits // size))
+        if not number:
+            raise InsufficientKey("the device has no key now")
+        self._bits -= number * size
+        self.handed += number
+        keys = [SimKey(str(uuid4()), Secret(self.rng.randbytes(size // 8))) for _ in range(number)]
+        self.waiting.update((key.key_id, key.bits.reveal()) for key in keys)
+        return keys
+
+
+class Shop:
+    """Two applications at node `a`, both with business at a far one, behind a node's usual admission."""
+
+    def __init__(self, world: World, far: str) -> None:
+        self.far = f"sae-{far}"
+        self.origin = world.nodes["a"].origin
+        self.turns = Turns(Admission(Limits()), asyncio.get_running_loop().time)
+        self.answers: dict[str, Counter[str]] = {"sae-a": Counter(), "sae-greedy": Counter()}
+        self.waited: list[float] = []
+
+    async def ask(self, sae: str, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        order, begun = Order(sae, (self.far,), number, 256, {}, frozenset()), loop.time()
+        try:
+            self.turns.call(sae)
+            async with self.turns.turn(order):
+                keys = await self.origin.request(order)
+            assert len(keys) == number
+            self.answers[sae]["served"] += 1
+        except (Busy, Unavailable) as refusal:
+            self.answers[sae][refusal.cause[:40]] += 1
+        if sae == "sae-a":
+            self.waited.append(loop.time() - begun)
+
+    async def greed(self) -> None:
+        while True:
+            await self.ask("sae-greedy", 4)
+            await asyncio.sleep(0.001)
+
+    async def tend(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await self.origin.tend()
+
+    async def modesty(self, rng: random.Random) -> None:
+        """One key now and then, sometimes three at once, for what a quarter of the link can carry."""
+        asked = 0
+        async with asyncio.TaskGroup() as tasks:
+            while asked < MODEST:
+                for _ in range(rng.choice((1, 1, 1, 3))):
+                    tasks.create_task(self.ask("sae-a", 1))
+                    asked += 1
+                await asyncio.sleep(rng.expovariate(1 / 1.5))
+
+
+def share(seed: int, rules: Rules, *, beyond: bool = False) -> Shop:
+    """Both applications at work, until the modest one has asked all it wants.
+
+    The dry link is the first of the way, or `beyond` a relay.
+    """
+
+    async def story() -> Shop:
+        lines = [("a", "b", "pqc"), ("b", "c", "qkd")] if beyond else [("a", "b", "qkd")]
+        world = World(seed, lines, saes={"sae-greedy": "a"})
+        near, far, _ = lines[-1]
+        world.stock = 32  # as outside: hundreds of requests wait
+        world.edges[-1] = Edge(near, far, "qkd", "otp")
+        world.devices[frozenset((near, far))] = SlowPair(world.rng)
+        await world.start()
+        shop = Shop(world, far)
+        shop.origin.pools.rules = rules
+        await asyncio.sleep(20.0)
+        background = [asyncio.ensure_future(shop.greed()) for _ in range(HANDS)]
+        background.append(asyncio.ensure_future(shop.tend()))
+        await asyncio.sleep(30.0)
+        await shop.modesty(random.Random(seed))
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        assert world.broken == []
+        return shop
+
+    return run(story())
+
+
+def check(shop: Shop) -> None:
+    modest, greedy = shop.answers["sae-a"], shop.answers["sae-greedy"]
+    assert modest.total() >= MODEST
+    assert modest["served"] >= 0.99 * modest.total(), modest
+    assert greedy["served"] < greedy.total(), "the link was not dry"
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(fixed=0), Rules(), Rules(fixed=64)], ids=["no pools", "by demand", "fixed"]
+)
+def test_a_greedy_application_leaves_a_modest_one_its_part_of_a_dry_link(rules: Rules) -> None:
+    shop = share(1, rules)
+    check(shop)
+    # A refill of 64 keys would take the link for 8 s; nobody is kept waiting for one.
+    assert max(shop.waited) < 5.0
