@@ -62,11 +62,14 @@ def needs_descriptors(site: Site, hops: tuple[str, ...], ask: Ask) -> bool:
     return asked or any(name not in BASELINE for name in candidates(site, hops, ask) if name in site.schemes)
 
 
-def refuse_plain(peer: str, site: Site, ask: Ask) -> None:
-    """A hop to a foreign key manager has no label and no scheme. Raises if any is demanded."""
+def refuse_plain(peer: str, site: Site, ask: Ask, gateway: str = "") -> None:
+    """A hop to a foreign key manager, of this node or of `gateway`, has no label and no scheme.
+
+    Raises if any is demanded.
+    """
     lacks = sorted(ask.demanded) + ([f"scheme {ask.scheme}"] if ask.insisted else [])
     if lacks:
-        cause = f"hop {site.name} to {peer}, plain ETSI GS QKD 020, lacks {', '.join(lacks)}"
+        cause = f"hop {gateway or site.name} to {peer}, plain ETSI GS QKD 020, lacks {', '.join(lacks)}"
         if ask.labels or ask.insisted:
             raise ExtensionRefused(cause, "ask for less, or name targets on nodes of ours")
         raise NoRoute(cause, "the [[policy]] of these applications cannot be met there")
@@ -92,6 +95,12 @@ def trust(site: Site, scheme: Scheme, hops: tuple[str, ...]) -> dict[str, str]:
         "neighbour": blind if relayed else "no relay",
         "labels": " ".join(sorted(held)),
     }
+
+
+def handed_over(statement: dict[str, str]) -> dict[str, str]:
+    """The trust statement of a key whose last hop is plain 020, from a gateway that has it in the clear."""
+    none = {"relays": "none", "neighbour": "none", "labels": ""}
+    return {**statement, **none, "path": f"{statement['path']}~", "wire": "computational"}
 
 
 def joined(statements: Sequence[dict[str, str]]) -> dict[str, str]:

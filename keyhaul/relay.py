@@ -22,7 +22,7 @@ from uuid import UUID
 
 import structlog
 
-from keyhaul import lifecycle, story
+from keyhaul import handover, lifecycle, story
 from keyhaul.detours import Detours
 from keyhaul.errors import (
     Conflict,
@@ -37,12 +37,12 @@ from keyhaul.errors import (
 from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.letters import Letters
 from keyhaul.messages import confirming, etsi020, receipts, tracecontext
-from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKey, ExtKeys
+from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKeys
 from keyhaul.messages.payload import NO_PAIR, Context, Payload, Scheme, renewing
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Change, Grant, Opened
-from keyhaul.promise import NOTHING, Ask, joined, refuse_forbidden, refuse_plain, trust
+from keyhaul.promise import NOTHING, Ask, handed_over, joined, refuse_forbidden, refuse_plain, trust
 from keyhaul.settlement import Settlement
 from keyhaul.site import Site
 from keyhaul.story import Told
@@ -157,9 +157,14 @@ class Relay:
         if foreign is not None:
             return self._prepare_plain(batch, destination, targets)
         ask = self._asked(batch, targets)
+        beyond = [sae for sae in targets if self.site.view.foreign(sae)]
+        if beyond:
+            refuse_plain(f"the key manager of {beyond[0]}", self.site, ask, destination)
         hops, scheme = await choose(self.site, self.detours, destination, ask, batch.deadline)
         batch.ways[destination] = hops
         statement = trust(self.site, scheme, hops)
+        if beyond:
+            statement = handed_over(statement)
         context = Context(
             scheme=scheme.name,
             origin=self.site.name,
@@ -202,16 +207,8 @@ class Relay:
     def _prepare_plain(self, batch: Batch, peer: str, targets: tuple[str, ...]) -> _Leg:
         """Keys for a foreign key manager leave as plain 020; the trust ends at its door."""
         refuse_plain(peer, self.site, self._asked(batch, targets))
-        keys = tuple(ExtKey(key_id, key.reveal()) for key_id, key in batch.keys)
-        # 020 V1.1.1, extensions: what nobody here understands goes on as it was written.
-        transfer = ExtKeys(
-            keys, batch.initiator, targets, self.site.callback, extension_optional=batch.optional
-        )
-        refs = tuple(Ref(key_id, self.site.name) for key_id, _ in batch.keys)
-        body = etsi020.encode_ext_keys(transfer)
-        message = self._letters.message(
-            peer, etsi020.EXT_KEYS, body, sealed=False, refs=refs, deadline=batch.deadline
-        )
+        given = (batch.keys, batch.initiator, targets, batch.deadline, batch.optional)
+        message = handover.transfer(self.site, self._letters, peer, *given)
         statement = {"scheme": "plain", "path": f"{self.site.name}~{peer}", "wire": "TLS", "relays": "none"}
         return _Leg(peer, peer, targets, (self.site.name, peer), statement, message, None)
 
@@ -380,36 +377,41 @@ class Relay:
         return replace(wrapping, payload=await _apart(scheme, context, by.renew, wrapping.payload, context))
 
     async def _arrive(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
-        """The destination: last pad off, origin checked, keys held; then, and only then, the ack."""
+        """The destination: last pad off, origin checked, keys held, or handed over; only then the ack."""
         context, now = wrapping.context, self.site.clock.now()
         scheme = self._scheme(context.scheme)
         bare = self._bare(scheme, wrapping, opened)
         keys, proofs = await self._unpack(scheme, context, bare)
         took = b"" if bare is None else _receipt(scheme, context, bare)
+        messages = handover.onward(self.site, self._letters, context, keys, wrapping.deadline)
         rows = [self._accepted(peer, wrapping, key_id, now, took) for key_id in context.key_ids]
         for at, row in enumerate(rows):
             if keys is None:
                 lifecycle.step(row, State.FAILED, now)
                 self.site.note("origin_check_failed", by=peer, keys=[str(row.ref.key_id)])
                 continue
-            row.secret, row.waiting = keys[at], frozenset(row.targets)
-            lifecycle.step(row, State.DELIVERABLE, now)
+            row.secret, row.waiting = keys[at], frozenset(self.site.legs(row.targets).get(self.site.name, ()))
+            row.peers = {message.peer: message.peer for message in messages}
+            row.legs = dict.fromkeys(row.peers, State.SENDING)
+            lifecycle.step(row, State.SENDING if messages else State.DELIVERABLE, now)
             if proofs:
                 row.proofs[self.site.name] = proofs[row.ref.key_id]
         status = AckStatus.FAILED if keys is None else AckStatus.RELAYED
-        message = self._letters.acks(peer, self._outcome(context, status, proofs))
+        messages = messages or [self._letters.acks(peer, self._outcome(context, status, proofs))]
         try:
             async with self.site.ledger.edit(*(row.ref for row in rows)) as change:
                 _add(change, rows)
                 opened.spend(change)
-                change.post(message)
+                for message in messages:
+                    change.post(message)
         except _VoidedBefore:
             await self._answer_voided(peer, wrapping, opened)
             return
         story.tell(log, "keys held for their application", came=peer, **_told(rows))
         if took:
             self.receipted(rows[0])
-        self._outbox.send(message)
+        for message in messages:
+            self._outbox.send(message)
 
     def _outcome(self, context: Context, status: AckStatus, proofs: dict[UUID, bytes]) -> list[Ack]:
         outcomes = [(key_id, proofs.get(key_id, b"")) for key_id in context.key_ids]
@@ -432,7 +434,8 @@ class Relay:
         One constant failure, no hint.
         """
         try:
-            if bare is None or self.site.legs(context.targets) != {self.site.name: context.targets}:
+            here = {self.site.name, *self.site.foreign}
+            if bare is None or not self.site.legs(context.targets).keys() <= here:
                 raise Tampered
             if self.site.view.home(context.initiator) != context.origin:
                 raise Tampered  # only its own node speaks for a master

@@ -139,7 +139,9 @@ class Settlement:
             row.legs[leg] = State.RELAYED
             if lifecycle.reached(row.legs.values()):
                 self._confirm(row, now)
-                news.up(row, AckStatus.RELAYED, proof)
+                news.up(
+                    row, AckStatus.RELAYED, row.proofs.get(self.site.name, proof)
+                )  # a gateway has its own
                 news.ended.append(row)
         elif status in _BAD and row.state in lifecycle.UNFINISHED:
             row.legs[leg] = State.FAILED

@@ -1,0 +1,61 @@
+"""What leaves for a key manager of another maker: plain 020, and none of our promises beyond its door.
+
+At the origin the keys of an application here, or of another foreign key manager, leave for the one behind
+which their target sits. At a destination the same happens to keys that came over links of ours: the node is
+the last one that can check them, holds them until the key manager has acknowledged them, and only then says
+to the origin that they arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from keyhaul.keys import Message, Ref, Secret
+from keyhaul.letters import Letters
+from keyhaul.messages import etsi020
+from keyhaul.messages.etsi020 import ExtKey, ExtKeys
+from keyhaul.messages.payload import Context
+from keyhaul.promise import Ask, refuse_plain
+from keyhaul.site import Site
+
+
+def transfer(
+    site: Site,
+    letters: Letters,
+    peer: str,
+    keys: Iterable[tuple[UUID, Secret]],
+    initiator: str,
+    targets: tuple[str, ...],
+    deadline: float,
+    optional: Mapping[str, Any] | None = None,
+) -> Message:
+    """The message that hands keys over to `peer`, the key manager behind which `targets` sit."""
+    given = tuple(ExtKey(key_id, key.reveal()) for key_id, key in keys)
+    # 020 V1.1.1, extensions: what nobody here understands goes on as it was written.
+    body = etsi020.encode_ext_keys(
+        ExtKeys(given, initiator, targets, site.callback, extension_optional=optional or {})
+    )
+    refs = tuple(Ref(key.key_id, site.name) for key in given)
+    return letters.message(peer, etsi020.EXT_KEYS, body, sealed=False, refs=refs, deadline=deadline)
+
+
+def onward(
+    site: Site, letters: Letters, context: Context, keys: Iterable[Secret] | None, deadline: float
+) -> list[Message]:
+    """What a destination passes on of keys that came over links of ours: one message a key manager.
+
+    Nothing of keys that were refused (None), and nothing where all targets are applications here. Raises
+    NoRoute where the policy of this node demands labels of these applications.
+    """
+    if keys is None:
+        return []
+    pairs = list(zip(context.key_ids, keys, strict=True))
+    ask = Ask(policy=site.policy.demanded(context.initiator, context.targets))
+    messages = []
+    for leg, targets in site.legs(context.targets).items():
+        if leg != site.name:
+            refuse_plain(leg, site, ask)
+            messages.append(transfer(site, letters, leg, pairs, context.initiator, targets, deadline))
+    return messages
