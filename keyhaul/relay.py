@@ -184,15 +184,9 @@ class Relay:
             scheme, context, scheme.originate, [key for _, key in batch.keys], context, pair
         )
         wrapping = Wrapping(context, payload, batch.deadline)
-        grant, message = await self._hand_on(
-            scheme,
-            wrapping,
-            hops[1],
-            self.site.name,
-            batch.deadline,
-            batch.initiator,
-            None if batch.leave is None else batch.leave.get(hops[1], 0),
-        )
+        leave = None if batch.leave is None else batch.leave.get(hops[1], 0)
+        first = (hops[1], self.site.name, batch.deadline, batch.initiator, leave)
+        grant, message = await self._hand_on(scheme, wrapping, *first)
         proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
         passed = _receipt(scheme, context, payload)
         return _Leg(destination, hops[1], targets, hops, statement, message, grant, proofs, passed)
