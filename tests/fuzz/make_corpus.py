@@ -7,6 +7,7 @@ such as findings of earlier runs, stay.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import struct
 import sys
@@ -117,6 +118,17 @@ def seeds() -> dict[str, dict[str, bytes]]:
     timeout = {"type": "https://qkd.etsi.org/gs020-interop-kms/timeout", "title": "timeout"}
     trailer = bytes(16) + b"\x01" + (32).to_bytes(4, "big")
     batch = [pack([[bytes(16), bytes(1184)]]), b"vigo", b"signature"]
+    receipt = [
+        b"keyhaul/v1/receipt",
+        "vigo",
+        "vigo",
+        None,
+        {"bilbao": "santiago"},
+        "",
+        {"bilbao": "00"},
+        1.8e9,
+    ]
+    seal = pack(["vigo", 2, 1.8e9 + 1, bytes(32), [bytes(32), hashlib.sha256(pack(receipt)).digest()]])
     return {
         "key_request": {"full": _json(asked), "mandatory": _json(insisted), "empty": b""},
         "key_ids": {
@@ -193,6 +205,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "reply": pack([batch, ["k1"]]),
             "epoch": pack([0, ["k1"], bytes(8)]),
         },
+        "receipt_seal": {"one": pack([seal, b"vigo", b"signature"])},
         "agent_step": {
             "stage": _json({"key_ID": ID, "in_use": ID}),
             "settle": _json({"key_ID": ID, "in_use": None}),

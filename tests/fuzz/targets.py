@@ -19,7 +19,7 @@ from uuid import UUID
 
 import msgspec
 
-from keyhaul import config, control, kem
+from keyhaul import config, control, kem, receipts
 from keyhaul.consumers import channel
 from keyhaul.destination import _Own
 from keyhaul.edge import frames
@@ -386,6 +386,20 @@ def refill_request(data: bytes) -> None:
             onetime.check_batch(reply.batch, Gullible(), "vigo", "bilbao", NOW)
 
 
+RECEIPT: dict[str, Any] = {
+    "node": "vigo", "leg": "vigo", "upstream": None, "peers": {"bilbao": "santiago"},
+    "took": "", "passed": {"bilbao": "00"}, "created": NOW,
+}  # fmt: skip
+"""What a row says, as far as a node signs it."""
+
+
+def receipt_seal(data: bytes) -> None:
+    """What a node's operator shows for a receipt; a seal that binds it says its number and the one before."""
+    number, before = receipts.check(RECEIPT, data, Gullible(), NOW)
+    assert isinstance(number, int)
+    assert isinstance(before, bytes)
+
+
 # --- between two agents
 
 
@@ -439,6 +453,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         dense_polynomial,
         records,
         refill_request,
+        receipt_seal,
         agent_step,
         configuration,
     )
