@@ -118,11 +118,15 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A descriptor that passed all rules, with the certificate that vouches for it."""
+    """A descriptor that passed all rules, with the certificate that vouches for it.
+
+    `before`: the keys that the node announced in the descriptor before.
+    """
 
     descriptor: Descriptor
     signer: Verified
     record: Record
+    before: tuple[PublicKey, ...] = ()
 
     def key(self, profile: str, now: float) -> PublicKey:
         """The announced key of a profile. Raises Unavailable while there is none, or an expired one."""
@@ -196,7 +200,8 @@ class Directory:
         if signer.name != descriptor.node:
             raise Tampered
         signer.check(record.signature, labels.DESCRIPTOR + record.body)
-        self._known[descriptor.node] = known = Known(descriptor, signer, record)
+        before = held.descriptor.keys if held is not None else ()
+        self._known[descriptor.node] = known = Known(descriptor, signer, record, before)
         return known
 
     def change(self, domains: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,7 @@ class Origin:
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
         settlement.doubted = self._doubted
+        site.pairing.restored = self._restored
 
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready."""
@@ -424,6 +426,20 @@ class Origin:
             rows = [row for row in await self._site.ledger.deliverable() if row.ref in taken]
             self._offer(sorted((row for row in rows if self._still_there(row)), key=lambda row: row.ref))
         self._stock.let_go()
+
+    def _restored(self, node: str) -> None:
+        """A node has none of what lies ready for its applications: nobody gets that, and it is voided."""
+        lost: list[Ref] = []
+        for pool in list(self.pools):
+            with contextlib.suppress(NoSuchTarget):
+                if node in self._site.legs(tuple(pool.targets)):
+                    lost += self.pools.empty(pool)
+                    self._stock.lose(pool)
+        if lost:
+            self._spawn(self._void_lost(lost), f"void what {node} has lost")
+
+    async def _void_lost(self, refs: Sequence[Ref]) -> None:
+        await self._settlement.abandon(refs)
 
     def _still_there(self, row: Row) -> bool:
         """Whether the applications of a key are where it was sent."""

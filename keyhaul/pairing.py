@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -116,6 +116,8 @@ class Pairing:
         self._keys = DestinationKeys(ledger, clock, self._sealer)
         self._outgoing: dict[str, _Outgoing] = {}
         self._expected: dict[str, asyncio.Event] = {}
+        self.restored: Callable[[str], None] = lambda node: None
+        """Told of nodes that do not hold any more what was sent there before; set by the origin."""
 
     async def start(self) -> None:
         """Unseal the destination keys of earlier runs; make one where none is fresh."""
@@ -228,8 +230,20 @@ class Pairing:
         held = self._outgoing.get(node)
         if held is not None and held.key_id not in [key.id for key in self._said(node).keys]:
             self.forget(node)
+        if self._began_anew(node):
+            self.restored(node)
         if news := self._expected.pop(node, None):
             news.set()
+
+    def _began_anew(self, node: str) -> bool:
+        """Whether its KEM keys changed long before they are due to: they were erased by a restore."""
+        if node not in self._directory or node == self._signer.name:
+            return False
+        known = self._directory.get(node, self._clock.now())
+        ids = [key.id for key in known.descriptor.keys]
+        early = known.descriptor.issued + CLOCK_SKEW - KEM_LIFE / 2
+        gone = [key for key in known.before if key.profile in kem.KEMS and key.id not in ids]
+        return any(key.issued > early for key in gone)
 
     def _propose(self, destination: str, key: PublicKey, now: float, once: bool) -> Pair:
         shared, ciphertext = kem.encapsulate(self._kem, key.public)

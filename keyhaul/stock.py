@@ -71,6 +71,11 @@ class Stock:
         for hand in self._hands.values():
             hand.drop()
 
+    def lose(self, pool: Pool) -> None:
+        """Nothing that was taken out of this pool is of use any more."""
+        if pool in self._hands:
+            self._hands[pool].drop()
+
     async def take(self, pool: Pool, number: int) -> list[Delivered]:
         """All of `number` keys, or none: then they have to be made."""
         now = self._site.clock.now()

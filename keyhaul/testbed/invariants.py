@@ -128,7 +128,8 @@ def no_id_again(view: _View) -> Found:
 def fetchable(view: _View) -> Found:
     """What a master received, every named slave can fetch until it expires, is void, or was fetched.
 
-    A backup is older than what happened since: a slave's node that is restored has none of the keys it held.
+    A backup is older than what happened since: a slave's node that is restored has none of the keys it held,
+    and within the bound for recovery masters hear of that.
     """
     for key_id, key in view.keys.items():
         for got in key.got[:1]:
@@ -137,7 +138,8 @@ def fetchable(view: _View) -> Found:
             for slave in got.to:
                 home = view.home(slave)
                 held = min([got.at, *(event.at for event in key.stored if event.who == home)])
-                gone = min((at for at in view.restored[home] if at >= held), default=dead)
+                late = max(held, got.at - view.limits.recovery)
+                gone = min((at for at in view.restored[home] if at >= late), default=dead)
                 yield from _lost(view, key_id, key, got, slave, min(dead, gone))
 
 

@@ -209,6 +209,12 @@ BUGS = (
         "            pass\n",
     ),
     Bug(
+        "keys that a restored destination has lost are given out all the same",
+        "pairing.py",
+        "            self.restored(node)\n",
+        "            pass\n",
+    ),
+    Bug(
         "scheme blind leaves its encryption out",
         "schemes/seal.py",
         "uppers.append(dense.bytes_of(upper ^ bits))",

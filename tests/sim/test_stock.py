@@ -181,6 +181,32 @@ def test_a_key_of_the_pool_is_given_only_while_its_slave_has_time_to_come(given:
     told(story, pool=8, ttl=100.0)
 
 
+@pytest.mark.parametrize("block", [False, True])
+def test_what_lies_ready_for_a_node_that_was_restored_is_given_to_nobody(block: bool) -> None:
+    """Neither from the pool nor from what was taken out of it for the next requests."""
+
+    async def story(world: World) -> None:
+        a, b = world.nodes["a"], world.nodes["b"]
+        backup = b.disk.tables.copy()
+        await world.ask("a", "b")
+        await asyncio.sleep(5)
+        if block:
+            await world.ask("a", "b")
+        pooled = {row.ref.key_id for row in await b.ledger.deliverable()}
+        assert len(pooled) >= 8
+        await world.restore("b", backup, 0.1)
+        await asyncio.sleep(5)
+        for _ in range(10):
+            (key,) = await world.ask("a", "b")
+            assert key.key_id not in pooled
+            (same,) = await world.fetch("a", "b", [key.key_id])
+            assert same.bits.same_as(key.bits)
+        left = [row for row in await a.ledger.deliverable() if row.ref.key_id in pooled]
+        assert left == [], "they are void"
+
+    told(story, pool=8)
+
+
 # ---------------------------------------------------------------------- time
 
 

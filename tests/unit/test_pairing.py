@@ -142,6 +142,36 @@ def test_a_destination_that_announces_another_kem_key_is_sent_the_statement_agai
     asyncio.run(story())
 
 
+def test_only_keys_that_change_long_before_they_are_due_tell_of_a_restore() -> None:
+    async def story() -> None:
+        net = await started()
+        told: list[str] = []
+        near = net.nodes["vigo"]
+        near.restored = told.append
+        for _ in range(3):  # the same keys, and later others in their time
+            net.clock.time += KEM_LIFE / 4 + 1
+            await net.nodes["bilbao"].rotate()
+            net.announce()
+            near.heard("bilbao")
+        assert told == []
+        net.ledgers["bilbao"] = MemoryLedger()
+        net.clock.time += 1
+        await net.start("bilbao")
+        net.directories["vigo"].receive(net.nodes["bilbao"].announce(), net.clock.now())
+        near.heard("bilbao")
+        assert told == ["bilbao"]
+        near.heard("nowhere")
+        near.heard("vigo")
+        assert told == ["bilbao"]
+
+    async def started() -> Net:
+        net = Net()
+        await net.start()
+        return net
+
+    asyncio.run(story())
+
+
 def test_keys_sent_under_the_last_secret_do_not_confirm_the_new_one() -> None:
     async def story() -> None:
         here = await net()
