@@ -9,8 +9,8 @@ off by a crash) stays ready for the next request of the same SAEs.
 from __future__ import annotations
 
 import asyncio
-import functools
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
