@@ -344,6 +344,7 @@ class World:
         homes = {f"sae-{name}": name for name in names} | dict(saes or {})
         behind = {f"sae-{name}": gateway for name, gateway in self.foreign.items()}
         self.network = Network({name: "sim" for name in names}, self.edges, homes, behind)
+        homes |= behind  # a gateway is the end of what it hands over, not a relay
         self.devices = {frozenset((edge.a, edge.b)): DevicePair(self.rng) for edge in self.edges}
         self.nodes = {name: SimNode(self, name) for name in names}
         for name in names:
