@@ -388,7 +388,7 @@ def test_receipts_follow_tag_and_name_through_honest_relays_and_no_further() -> 
     payload = ends.originate(keys_of(15), context, PAIR)
     renewed = ends.renew(payload, context)
     assert ends.steady(renewed) == ends.steady(payload)
-    flipped = replace(renewed, body=renewed.body[:32] + b"\0" + renewed.body[33:])
+    flipped = _flip(32)(ends, renewed)
     assert ends.steady(flipped) != ends.steady(payload)
     ciphertext = replace(renewed, body=bytes([renewed.body[0] ^ 1]) + renewed.body[1:])
     assert ends.steady(ciphertext) == ends.steady(payload), "what a relay may change, receipts cannot follow"
