@@ -14,7 +14,8 @@ from uuid import UUID
 
 from keyhaul.errors import KeyhaulError
 from keyhaul.keys import Ref, Row, Secret, State
-from keyhaul.ledger_rules import RULES, add, sample_message, sample_ref, sample_row, shown
+from keyhaul.ledger_rules import RULES
+from keyhaul.ledger_samples import add, sample_message, sample_ref, sample_row, shown
 from keyhaul.lifecycle import FINAL
 from keyhaul.ports import Change, Ledger
 

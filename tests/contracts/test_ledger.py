@@ -12,7 +12,8 @@ import pytest
 from keyhaul import testing
 from keyhaul.errors import StaleRow
 from keyhaul.keys import Ref
-from keyhaul.ledger_rules import RULES, add, concurrent_edits_lose_no_update, sample_ref, sample_row
+from keyhaul.ledger_rules import RULES, concurrent_edits_lose_no_update
+from keyhaul.ledger_samples import add, sample_ref, sample_row
 from keyhaul.ports import Ledger
 from keyhaul.stores.change import StagedChange
 from keyhaul.stores.locks import RefLocks

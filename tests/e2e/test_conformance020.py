@@ -33,7 +33,7 @@ def test_020_every_rule_holds_between_two_neighbours(gateway: Gateway) -> None:
     ports = free_port(), free_port()
     urls = {name: f"https://127.0.0.1:{port}" for name, port in zip(("kme-a", "kme-b"), ports, strict=True)}
     foreign = {"SAE_A": "kme-a", "SAE_B": "kme-b"}
-    gateway.configure(OURS, urls, foreign, delivery={"request_timeout": 4.0})
+    gateway.configure(OURS, urls, foreign, delivery={"request_timeout": 4.0, "pool": 0})
 
     async def story() -> None:
         async with gateway.running() as node:

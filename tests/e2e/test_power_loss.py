@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from keyhaul.keys import State
-from keyhaul.ledger_rules import sample_ref
+from keyhaul.ledger_samples import sample_ref
 from tests.e2e.test_store_crash import LOAD
 from tests.stores import open_store
 

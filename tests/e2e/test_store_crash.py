@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from keyhaul.keys import State
-from keyhaul.ledger_rules import sample_message, sample_ref, sample_row, shown
+from keyhaul.ledger_samples import sample_message, sample_ref, sample_row, shown
 from tests.stores import open_store
 
 ROUNDS = 8
@@ -29,7 +29,7 @@ LOAD = """
 import asyncio, os, sys
 from pathlib import Path
 from keyhaul.keys import State
-from keyhaul.ledger_rules import sample_message, sample_ref, sample_row
+from keyhaul.ledger_samples import sample_message, sample_ref, sample_row
 from tests.stores import open_store
 
 def acknowledge(line):
@@ -123,7 +123,7 @@ FLUSH_FAILS = """
 import asyncio, ctypes, os, platform, signal, struct, sys
 from pathlib import Path
 from keyhaul.errors import StoreUnavailable
-from keyhaul.ledger_rules import add, sample_ref, sample_row
+from keyhaul.ledger_samples import add, sample_ref, sample_row
 from tests.stores import open_store
 
 def break_fsync():

@@ -19,7 +19,7 @@ from sqlcipher3 import dbapi2 as sqlcipher
 
 from keyhaul.errors import SealError, StaleRow, StoreUnavailable, Taken
 from keyhaul.keys import Secret, State
-from keyhaul.ledger_rules import add, sample_message, sample_ref, sample_row
+from keyhaul.ledger_samples import add, sample_message, sample_ref, sample_row
 from keyhaul.stores import database
 from keyhaul.stores.engine import MAX_BATCH, Decision, Engine, Statement
 from tests.stores import PAGE_KEY, open_store
@@ -427,7 +427,7 @@ DISK_FULL = """
 import asyncio, resource, sys
 from pathlib import Path
 from keyhaul.errors import StoreUnavailable
-from keyhaul.ledger_rules import add, sample_ref, sample_row
+from keyhaul.ledger_samples import add, sample_ref, sample_row
 from tests.stores import open_store
 
 async def story():

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from keyhaul.keys import MASTER, Secret
-from keyhaul.ledger_rules import sample_ref, sample_row
+from keyhaul.ledger_samples import sample_ref, sample_row
 
 BITS = b"thirty-two bytes nobody may see!"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from keyhaul.keys import Ref
-from keyhaul.ledger_rules import sample_ref
+from keyhaul.ledger_samples import sample_ref
 from keyhaul.stores.locks import RefLocks
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from keyhaul.errors import IllegalStep, StaleRow, StoreUnavailable
 from keyhaul.keys import Ref, Secret, State
-from keyhaul.ledger_rules import add, herd_of
+from keyhaul.ledger_samples import add, herd_of
 from keyhaul.minting import OwnMint
 from keyhaul.stores import blocks, database
 from keyhaul.stores.sqlcipher import SqlcipherLedger

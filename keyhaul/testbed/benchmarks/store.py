@@ -16,7 +16,7 @@ from random import Random
 from uuid import UUID
 
 from keyhaul.keys import Ref, Secret, State
-from keyhaul.ledger_rules import sample_ref, sample_row
+from keyhaul.ledger_samples import sample_ref, sample_row
 from keyhaul.stores.sqlcipher import SqlcipherLedger
 from keyhaul.testbed.benchmarks.report import Report, flush_seconds
 from keyhaul.testbed.benchmarks.stage import Say
