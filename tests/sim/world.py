@@ -347,9 +347,8 @@ class World:
         homes |= behind  # a gateway is the end of what it hands over, not a relay
         self.devices = {frozenset((edge.a, edge.b)): DevicePair(self.rng) for edge in self.edges}
         self.nodes = {name: SimNode(self, name) for name in names}
-        served = homes | behind  # a gateway sees what is for the other side of it
         for name in names:
-            self.history.note(name, "home", to=[sae for sae, home in served.items() if home == name])
+            self.history.note(name, "home", to=[sae for sae, home in homes.items() if home == name])
 
     async def start(self) -> None:
         for node in self.nodes.values():
