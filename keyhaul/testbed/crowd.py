@@ -55,6 +55,7 @@ class Crowd(Testbed):
         self._devices["devices"] = self._together("devices", "devices", files)
         await self._devices["devices"].start()
         await self._devices["devices"].until_ready(START_PATIENCE + _EACH * len(files))
+        self._urls |= {spot.name: {"device": self.layout.device_url(spot.name)} for spot in self.layout.spots}
 
     async def _start_nodes(self, sockets: Mapping[str, Mapping[str, socket.socket]]) -> None:
         for at, group in enumerate(self._groups):
