@@ -430,7 +430,7 @@ class Origin:
     def _restored(self, node: str) -> None:
         """A node has none of what lies ready for its applications: nobody gets that, and it is voided."""
         lost: list[Ref] = []
-        for pool in list(self.pools):
+        for pool in dict.fromkeys((*self.pools, *self._stock)):
             with contextlib.suppress(NoSuchTarget):
                 if node in self._site.legs(tuple(pool.targets)):
                     lost += self.pools.empty(pool)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from keyhaul import lifecycle
 from keyhaul.errors import StoreUnavailable
@@ -29,6 +29,7 @@ class _Hand:
     def __init__(self) -> None:
         self._keys: deque[tuple[float, Delivered]] = deque()
         self.reaching = asyncio.Lock()
+        self.dropped = 0  # times everything was let go of
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -38,7 +39,8 @@ class _Hand:
         self._keys.extend((until, key) for key in keys)
 
     def drop(self) -> None:
-        """Wipe all."""
+        """Wipe all, also what is on its way here."""
+        self.dropped += 1
         while self._keys:
             self._keys.popleft()[1].bits.wipe()
 
@@ -60,6 +62,10 @@ class Stock:
         self._pools = pools
         self._spawn = spawn
         self._hands: defaultdict[Pool, _Hand] = defaultdict(_Hand)
+
+    def __iter__(self) -> Iterator[Pool]:
+        """The pools that keys were taken out of."""
+        return iter(self._hands)
 
     def count(self, pool: Pool) -> int:
         """Keys that a request could have at once."""
@@ -100,13 +106,18 @@ class Stock:
 
     async def _reach(self, pool: Pool, hand: _Hand) -> bool:
         """Put the next block of the pool into its hand; False if there is none."""
+        dropped = hand.dropped
         while refs := self._pools.pop(pool):
             try:
                 keys, until = await self._taken_out(refs)
             except StoreUnavailable:
                 self._pools.add(pool, refs)  # nothing was marked, so they are as ready as before
                 raise
-            if keys:
+            if hand.dropped != dropped:  # while the disk was written
+                for key in keys:
+                    key.bits.wipe()
+                dropped = hand.dropped
+            elif keys:
                 hand.hold(keys, until)
                 return True
         return False

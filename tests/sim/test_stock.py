@@ -207,6 +207,31 @@ def test_what_lies_ready_for_a_node_that_was_restored_is_given_to_nobody(block: 
     told(story, pool=8)
 
 
+def test_the_rest_of_an_empty_pool_is_not_given_after_a_restore_either() -> None:
+    """The last block was taken out of the pool, nothing new comes, and some of it waits in memory."""
+
+    async def story(world: World) -> None:
+        a, b = world.nodes["a"], world.nodes["b"]
+        backup = b.disk.tables.copy()
+        await world.ask("a", "b")
+        await asyncio.sleep(5)
+        pooled = {row.ref.key_id for row in await b.ledger.deliverable()}
+        world.faults.cut.add(frozenset("ab"))
+        given = 0
+        while list(a.origin.pools):
+            given += len(await world.ask("a", "b"))
+        assert given < len(pooled), "some are left in memory"
+        await world.restore("b", backup, 0.1)
+        world.faults.cut.clear()
+        await asyncio.sleep(5)
+        (key,) = await world.ask("a", "b")
+        assert key.key_id not in pooled
+        (same,) = await world.fetch("a", "b", [key.key_id])
+        assert same.bits.same_as(key.bits)
+
+    told(story, pool=8)
+
+
 # ---------------------------------------------------------------------- time
 
 
