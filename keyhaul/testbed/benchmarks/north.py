@@ -4,6 +4,7 @@
   the pool is filled first and then no longer refilled, so that serving alone is measured, and once more with
   the pool being refilled all the time. A slice ends when its share of the stored keys is used, and a pool
   that ran dry all the same ends the run: on demand is another benchmark (`hops`);
+* enc_keys for 128 keys a request, the same way, two SAEs at one node;
 * dec_keys one at a time, at a node with 10 stored keys and at one with many.
 """
 
@@ -22,6 +23,7 @@ from keyhaul.testbed.benchmarks.stage import Say, Stage, load, stage
 from keyhaul.testbed.topology import Link, Node, Topology
 
 CONNECTIONS = 8
+MANY = 128  # keys in a request
 NEAR, ALSO, FAR = "sae-near", "sae-also", "sae-far"
 _LIMITS = {"max_key_per_request": 128, "max_key_count": 1_000_000}
 
@@ -44,6 +46,7 @@ async def run(report: Report, *, quick: bool, say: Say) -> None:
             await load(_turns([_target(on, NEAR, [_enc(slave)])], 1))
             await on.rest("near", "far")
         await _served(report, on, _Slices(rounds, seconds, each), say)
+    await _in_batches(report, _Slices(3, 0.6, 60) if quick else _Slices(7, 0.6, 120), say)
     async with stage(TOPOLOGY, settings={"limits": _LIMITS}, say=say) as on:
         await _among_many(report, on, 20_000 if quick else 200_000, 100 if quick else 400, say)
 
@@ -78,6 +81,23 @@ async def _served(report: Report, on: Stage, slices: _Slices, say: Say) -> None:
             asks = [_dec(NEAR, key_id) for key_id in found["targets"][0]["key_ids"]]
             found = await _flood(on, _target(on, slave, asks), slices)
             _rates(report, f"dec_keys, {how}", found, None)
+
+
+async def _in_batches(report: Report, slices: _Slices, say: Say) -> None:
+    stored = slices.rounds * slices.requests * MANY + 2 * LARGEST_BLOCK
+    settings = {"delivery": {"pool": stored}, "limits": _LIMITS}
+    async with stage(TOPOLOGY, settings=settings, say=say) as on:
+        say(f"pool of {stored} keys")
+        await load(_turns([_target(on, NEAR, [_enc(ALSO)])], 1))
+        await on.rest("near", "far")
+        await _without_refill(on)
+        what = f"enc_keys, {MANY} keys a request"
+        say(what)
+        found = await _flood(on, _target(on, NEAR, [_enc(ALSO, MANY)], endless=True), slices)
+        await _check_stock(on, ALSO)
+    _rates(report, what, found, None)
+    keys = [MANY * each["rate"] for each in found["targets"][0]["slices"][1:]]
+    report.add("  keys", keys, "/s", least=60_000)
 
 
 async def _without_refill(on: Stage) -> None:
