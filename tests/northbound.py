@@ -112,6 +112,19 @@ class Kernel:
         return Standing("node-vigo", "node-derio", self.left // 256, 390_625)
 
 
+class Slow(Kernel):
+    """A kernel that waits until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go = asyncio.Event(), asyncio.Event()
+
+    async def request(self, order: Order) -> list[Delivered]:
+        self.entered.set()
+        await self.go.wait()
+        return await super().request(order)
+
+
 @dataclass(frozen=True)
 class Cast:
     """Certificates of one domain's SAE port and SAEs, and of an SAE of another domain."""

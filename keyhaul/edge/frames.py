@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import cast
 
@@ -51,7 +52,7 @@ class Kind(enum.IntEnum):
     """A connection is over."""
 
 
-class Channel(asyncio.Protocol):
+class Channel(asyncio.Protocol, ABC):
     """One end. `take` gets every frame in its order, `ended` is called once, when the other end is gone.
 
     `most` bounds the content of a frame in bytes; a longer one ends the channel.
@@ -111,13 +112,13 @@ class Channel(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @abstractmethod
     def take(self, kind: int, number: int, content: bytes) -> None:
         """One frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self) -> None:
         """The other end is gone, or `abort` was called."""
-        raise NotImplementedError
 
 
 class Told(msgspec.Struct, frozen=True):

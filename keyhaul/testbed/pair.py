@@ -13,6 +13,7 @@ the keys that waited there. Counters start from zero with the process.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -164,7 +165,7 @@ class Shelf:
         self.bits -= item.order.size
 
 
-class End:
+class End(ABC):
     """What both kinds of end share: the shelf, the faults, and the last account known."""
 
     def __init__(self, channel: Channel, shelf: Shelf, clock: Callable[[], float]) -> None:
@@ -200,6 +201,7 @@ class End:
         self.theirs = line
         self.settle()
 
+    @abstractmethod
     def settle(self) -> None:
         """Make the supply follow the faults; only the keeper has one."""
 
@@ -214,12 +216,12 @@ class End:
             raise _too_few(order, 0)
         return await self._reserve(order)
 
-    async def _reserve(self, order: Order) -> Place:
-        raise NotImplementedError
+    @abstractmethod
+    async def _reserve(self, order: Order) -> Place: ...
 
+    @abstractmethod
     async def level(self) -> Level:
         """The pair's account, as well as this end can know it now."""
-        raise NotImplementedError
 
 
 class Keeper(End):
@@ -280,6 +282,9 @@ class Mirror(End):
     def __init__(self, channel: Channel, shelf: Shelf, clock: Callable[[], float]) -> None:
         super().__init__(channel, shelf, clock)
         self._last = Level()
+
+    def settle(self) -> None:
+        """The supply is the keeper's."""
 
     async def level(self) -> Level:
         try:

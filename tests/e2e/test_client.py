@@ -27,7 +27,7 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.messages.etsi014 import Delivered, Order
-from tests.northbound import MASTER, OTHER, SLAVE, TRUST, Cast, Kernel, Stage, make_cast, stage
+from tests.northbound import MASTER, OTHER, SLAVE, TRUST, Cast, Kernel, Slow, Stage, make_cast, stage
 
 
 @pytest.fixture(scope="module")
@@ -197,19 +197,6 @@ def test_a_broken_renewal_leaves_the_last_good_certificate_and_is_said_once(
     asyncio.run(story())
 
 
-class Slow(Kernel):
-    """Holds requests until told to go on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entered, self.go_on = asyncio.Event(), asyncio.Event()
-
-    async def request(self, order: Order) -> list[Delivered]:
-        self.entered.set()
-        await self.go_on.wait()
-        return await super().request(order)
-
-
 def test_a_call_under_way_survives_the_renewal(cast: Cast, tmp_path: Path) -> None:
     async def story() -> None:
         identity, kernel = Identity(tmp_path).become(cast, MASTER), Slow()
@@ -218,7 +205,7 @@ def test_a_call_under_way_survives_the_renewal(cast: Cast, tmp_path: Path) -> No
             await kernel.entered.wait()
             identity.become(cast, OTHER)
             await client.status(SLAVE)
-            kernel.go_on.set()
+            kernel.go.set()
             assert len(await waiting) == 1
             assert kernel.orders[-1].master == MASTER
 

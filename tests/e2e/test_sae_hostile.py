@@ -14,14 +14,13 @@ import structlog
 from structlog.testing import capture_logs
 
 from keyhaul.edge.server import Bounds
-from keyhaul.messages.etsi014 import Delivered, Order
 from tests.northbound import (
     MASTER,
     SLAVE,
     WORKERS,
     Answer,
     Cast,
-    Kernel,
+    Slow,
     check_answer,
     make_cast,
     read_answer,
@@ -55,19 +54,6 @@ def bits(answer: Answer) -> list[tuple[str, bytes]]:
 
 ENC = f"{SLAVE}/enc_keys"
 POST = f"POST /api/v1/keys/{ENC} HTTP/1.1\r\nHost: x\r\n"
-
-
-class Slow(Kernel):
-    """A kernel that waits until it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entered, self.go = asyncio.Event(), asyncio.Event()
-
-    async def request(self, order: Order) -> list[Delivered]:
-        self.entered.set()
-        await self.go.wait()
-        return await super().request(order)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

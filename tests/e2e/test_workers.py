@@ -31,14 +31,13 @@ from keyhaul.edge.frames import HEAD, Kind
 from keyhaul.edge.server import Bounds
 from keyhaul.errors import KeyhaulError, KeyNotFound, PeerUnreachable, Unavailable
 from keyhaul.keys import Secret
-from keyhaul.messages.etsi014 import Delivered, Order
 from keyhaul.pki import Pki
 from keyhaul.story import mark
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
 from tests.e2e.test_admission import asked
 from tests.e2e.test_promises import operator
-from tests.northbound import MASTER, SLAVE, STRANGER, Cast, Kernel, Stage, make_cast, segment, stage
+from tests.northbound import MASTER, SLAVE, STRANGER, Cast, Slow, Stage, make_cast, segment, stage
 
 pytestmark = pytest.mark.e2e
 
@@ -143,19 +142,6 @@ def test_refusals_of_node_and_worker_are_logged_here_and_carry_the_id_of_their_l
 
 
 # ---------------------------------------------------------------------- workers that end
-
-
-class Slow(Kernel):
-    """A kernel that waits until it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entered, self.go = asyncio.Event(), asyncio.Event()
-
-    async def request(self, order: Order) -> list[Delivered]:
-        self.entered.set()
-        await self.go.wait()
-        return await super().request(order)
 
 
 def test_a_worker_that_is_killed_costs_its_own_connections_and_nothing_else(

@@ -9,7 +9,7 @@ import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +26,14 @@ from keyhaul.pki import Pki
 from tests.doors import (
     BOTH_VERSIONS,
     HOSTS,
-    LOOPS,
     Cast,
     Door,
     ask,
     credentials,
     listening,
-    make_cast,
     plain_client,
     shake,
 )
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(params=sorted(LOOPS))
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield runner.run
 
 
 def in_thread(work: Callable[[], Any]) -> Coroutine[Any, Any, Any]:

@@ -10,7 +10,6 @@ import os
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,13 @@ from keyhaul.errors import Unauthorized
 from keyhaul.identity import node_name, sae_id
 from tests.doors import (
     BOTH_VERSIONS,
-    LOOPS,
     SAE,
     Cast,
     ask,
     listening,
-    make_cast,
     plain_client,
     shake,
 )
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(params=sorted(LOOPS))
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-        yield runner.run
 
 
 def test_nodes_meet_over_post_quantum_tls_with_ml_dsa_certificates(cast: Cast, run: Any) -> None:
