@@ -22,6 +22,7 @@ from keyhaul.consumers.strongswan import StrongSwan, vici_session
 from keyhaul.errors import Unavailable
 from keyhaul.keys import Secret
 from tests.agents import INITIATOR, PATIENCE, RESPONDER, Lines, Network, agent, network, traffic
+from tests.wires import call, wired
 
 CHARON = "/usr/lib/ipsec/charon"
 MISSING = [name for name in (CHARON, "ip", "ping") if shutil.which(name) is None]
@@ -37,12 +38,6 @@ PLUGINS = (
     "random nonce aes sha1 sha2 hmac kdf gmp gcm ctr cmac curve25519 openssl pem pkcs1 pubkey"
     " kernel-libipsec kernel-netlink socket-default vici"
 )
-
-
-def call(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words}: {done.stderr}"
-    return done.stdout
 
 
 @dataclass
@@ -104,14 +99,8 @@ def ends(tmp_path: Path) -> Iterator[tuple[End, End]]:
         for side, number in (("a", 1), ("b", 2))
     )
     with ExitStack() as stack:
+        stack.enter_context(wired({end.name: end.outer for end in (a, b)}))
         for end in (a, b):
-            call("ip", "netns", "add", end.name)
-            stack.callback(call, "ip", "netns", "del", end.name)
-        peer = ["type", "veth", "peer", "name", "v0", "netns", b.name]
-        call("ip", "link", "add", "v0", "netns", a.name, *peer)
-        for end in (a, b):
-            call("ip", "-n", end.name, "address", "add", f"{end.outer}/24", "dev", "v0")
-            call("ip", "-n", end.name, "link", "set", "v0", "up")
             call("ip", "-n", end.name, "link", "set", "lo", "up")
             call("ip", "-n", end.name, "address", "add", f"{end.inner}/32", "dev", "lo")
             stack.enter_context(_running(end, tmp_path, ike_secret))

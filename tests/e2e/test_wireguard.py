@@ -23,6 +23,7 @@ from keyhaul.consumers.wireguard import WireGuard
 from keyhaul.errors import Unavailable
 from keyhaul.keys import Secret
 from tests.agents import INITIATOR, PATIENCE, RESPONDER, Lines, Network, agent, network, traffic
+from tests.wires import call, wired
 
 PROGRAMS = ("wg", "wireguard-go", "ip", "ping")
 MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -32,12 +33,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are made by root"),
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="no /dev/net/tun here"),
 ]
-
-
-def call(*words: str, given: str = "") -> str:
-    done = subprocess.run(words, input=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words}: {done.stderr}"
-    return done.stdout
 
 
 @dataclass
@@ -94,15 +89,8 @@ def tunnel(folder: Path) -> Iterator[tuple[End, End]]:
         ends.append(End(f"kh{side}{tag}", f"10.77.0.{number}", f"10.78.0.{number}", private, public))
     a, b = ends
     with ExitStack() as stack:
-        for end in ends:
-            call("ip", "netns", "add", end.name)
-            stack.callback(call, "ip", "netns", "del", end.name)
-        call(
-            "ip", "link", "add", "v0", "netns", a.name, "type", "veth", "peer", "name", "v0", "netns", b.name
-        )
+        stack.enter_context(wired({end.name: end.outer for end in ends}))
         for end, far in ((a, b), (b, a)):
-            end.ip("address", "add", f"{end.outer}/24", "dev", "v0")
-            end.ip("link", "set", "v0", "up")
             stack.enter_context(_running(end))
             file = folder / f"{end.name}.key"
             file.write_text(end.private)
