@@ -293,6 +293,9 @@ class _NodeEnd(frames.Channel):
         super().__init__(most=4096)
         self.ended_early = False
 
+    def ended(self) -> None:
+        pass
+
     def take(self, kind: int, number: int, content: bytes) -> None:
         if kind == frames.Kind.CALL:
             call = frames.unpack_call(content)
