@@ -133,7 +133,7 @@ def test_refusals_of_node_and_worker_are_logged_here_and_carry_the_id_of_their_l
                 await here.get(MASTER, f"{SLAVE}/nothing"),
             ]
             assert [answer.status for answer in answers] == [400, 400, 404]
-            assert here.port.traffic.answers == {400: 2, 404: 1}
+            await until(lambda: here.port.traffic.answers == {400: 2, 404: 1})
             return [answer.headers["x-request-id"] for answer in answers]
 
     ids = asyncio.run(scene())
