@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections import Counter
 from collections.abc import Iterable
@@ -10,8 +11,14 @@ from tests.sim.storm import run_seed
 
 
 def quiet() -> None:
-    """For a worker: Ctrl-C is its parent's business, and the chunk under way is finished."""
+    """For a worker: Ctrl-C is its parent's business, and the chunk under way is finished.
+
+    What is loaded is for good, and a storm's garbage can wait: rare collections are a tenth of its time less.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def storms(seeds: Iterable[int]) -> tuple[Counter[str], list[tuple[int, str]]]:
