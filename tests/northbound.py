@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -239,6 +240,11 @@ async def stage(
         yield Stage(port, kernel, cast)
     finally:
         await port.close()
+
+
+def bits(answer: Answer) -> list[tuple[str, bytes]]:
+    """Ids and bits of the keys in an answer."""
+    return [(key["key_ID"], base64.b64decode(key["key"], validate=True)) for key in answer.json["keys"]]
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from keyhaul.keys import Secret
 from keyhaul.messages import etsi014
@@ -22,29 +18,11 @@ from tests.northbound import (
     MASTER,
     OTHER,
     SLAVE,
-    Answer,
     Cast,
     Kernel,
-    make_cast,
+    bits,
     stage,
 )
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
-
-
-def bits(answer: Answer) -> list[tuple[str, bytes]]:
-    return [(key["key_ID"], base64.b64decode(key["key"], validate=True)) for key in answer.json["keys"]]
-
 
 ID = "3f1c0a52-8f0e-4b39-9a39-1d9b8a6c1a01"
 NINE = [f"sae-{n}" for n in range(9)]

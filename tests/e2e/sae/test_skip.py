@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,7 @@ from uuid import UUID
 import aiohttp
 import jsonschema
 import pytest
-import structlog
 import yaml
-from structlog.testing import capture_logs
 
 from keyhaul.admission import Admission, Rules
 from keyhaul.edge.client import SaeClient
@@ -32,23 +30,11 @@ from keyhaul.keys import Secret
 from keyhaul.messages.skip import Systems
 from keyhaul.policy import Limits
 from tests.gateway import make_gateway
-from tests.northbound import FAR, MASTER, OTHER, SLAVE, STRANGER, Cast, Kernel, make_cast
+from tests.northbound import FAR, MASTER, OTHER, SLAVE, STRANGER, Cast, Kernel
 
 pytestmark = pytest.mark.e2e
-OPENAPI = yaml.safe_load((Path(__file__).parents[2] / "docs" / "openapi" / "skip.yaml").read_text())
+OPENAPI = yaml.safe_load((Path(__file__).parents[3] / "docs" / "openapi" / "skip.yaml").read_text())
 NAMED = {"Alice": MASTER, "Bob": SLAVE}
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
 
 
 Answer = tuple[int, dict[str, Any], dict[str, str]]

@@ -12,7 +12,7 @@ import re
 import signal
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from uuid import UUID
 import pytest
 import structlog
 from cryptography import x509
-from structlog.testing import capture_logs
 
 from keyhaul.admission import Admission, Rules
 from keyhaul.edge import spawning, tls, workers
@@ -37,21 +36,9 @@ from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
 from tests.e2e.test_admission import asked
 from tests.e2e.test_promises import operator
-from tests.northbound import MASTER, SLAVE, STRANGER, Cast, Slow, Stage, make_cast, segment, stage
+from tests.northbound import MASTER, SLAVE, STRANGER, Cast, Slow, Stage, segment, stage
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
 
 
 def pids(here: Stage) -> list[int]:

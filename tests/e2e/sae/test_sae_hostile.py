@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from keyhaul.edge.server import Bounds
 from tests.northbound import (
     MASTER,
     SLAVE,
-    WORKERS,
     Answer,
     Cast,
     Slow,
+    bits,
     check_answer,
-    make_cast,
     read_answer,
     stage,
 )
 
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
-
-
-@pytest.fixture(autouse=True, params=[0, 1], ids=["in-process", "worker"])
-def workers(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Every test runs against a port in this process, and against one whose TLS and HTTP are in another."""
-    before = WORKERS.set(request.param)
-    yield request.param
-    WORKERS.reset(before)
-
-
-def bits(answer: Answer) -> list[tuple[str, bytes]]:
-    return [(key["key_ID"], base64.b64decode(key["key"], validate=True)) for key in answer.json["keys"]]
-
+pytestmark = pytest.mark.usefixtures("workers")
 
 ENC = f"{SLAVE}/enc_keys"
 POST = f"POST /api/v1/keys/{ENC} HTTP/1.1\r\nHost: x\r\n"

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
-import structlog
 from aiohttp import web
-from structlog.testing import capture_logs
 
 from keyhaul.edge.client import SaeClient
 from keyhaul.edge.sae import render
@@ -38,21 +34,8 @@ from tests.northbound import (
     TRUST,
     Cast,
     Kernel,
-    make_cast,
     stage,
 )
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
 
 
 def test_client_gets_and_fetches(cast: Cast) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import ssl
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from keyhaul.edge.client import SaeClient
 from keyhaul.edge.sae import SaeApplication, render
@@ -31,39 +27,15 @@ from tests.northbound import (
     SLAVE,
     STRANGER,
     TRUST,
-    WORKERS,
-    Answer,
     Cast,
     Kernel,
-    make_cast,
+    bits,
     read_answer,
     segment,
     stage,
 )
 
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
-
-
-@pytest.fixture(autouse=True, params=[0, 1], ids=["in-process", "worker"])
-def workers(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Every test runs against a port in this process, and against one whose TLS and HTTP are in another."""
-    before = WORKERS.set(request.param)
-    yield request.param
-    WORKERS.reset(before)
-
-
-def bits(answer: Answer) -> list[tuple[str, bytes]]:
-    return [(key["key_ID"], base64.b64decode(key["key"], validate=True)) for key in answer.json["keys"]]
+pytestmark = pytest.mark.usefixtures("workers")
 
 
 def test_status_has_all_members_and_says_who_asked(cast: Cast) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,8 +13,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from keyhaul.client import AsyncClient, Client
 from keyhaul.errors import (
@@ -27,19 +25,7 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.messages.etsi014 import Delivered, Order
-from tests.northbound import MASTER, OTHER, SLAVE, TRUST, Cast, Kernel, Slow, Stage, make_cast, stage
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
+from tests.northbound import MASTER, OTHER, SLAVE, TRUST, Cast, Kernel, Slow, Stage, stage
 
 
 @dataclass(frozen=True)
