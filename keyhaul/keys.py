@@ -51,7 +51,10 @@ class Secret:
 
     __str__ = __repr__
 
-    def __eq__(self, other: object) -> NoReturn:
+    def __eq__(self, other: object) -> bool:
+        """True for itself, which records that hold it are compared by; any other comparison is a mistake."""
+        if other is self:
+            return True
         raise TypeError("secrets are compared with same_as()")
 
     def __reduce__(self) -> NoReturn:
