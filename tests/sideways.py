@@ -240,7 +240,7 @@ async def peers(*args: Any, **options: Any) -> AsyncIterator[HttpPeers]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 

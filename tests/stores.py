@@ -21,7 +21,7 @@ async def open_store(path: Path, page_key: bytes = PAGE_KEY, field_key: bytes = 
 
 
 def run(story: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(story, 30))
+    return asyncio.run(asyncio.wait_for(story, 120))
 
 
 def make_store(path: Path) -> None:

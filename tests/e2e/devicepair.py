@@ -137,7 +137,7 @@ def start(cast: Cast, config: dict[str, Any]) -> End:
 
 
 async def serving(end: End) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not end.ready.exists():
             assert end.process.poll() is None, end.process.communicate()[1].decode()
             await asyncio.sleep(0.02)
@@ -150,7 +150,7 @@ async def serving(end: End) -> None:
 def stop(end: End) -> None:
     if end.process.poll() is None:
         end.process.send_signal(signal.SIGTERM)
-    out, err = end.process.communicate(timeout=20)
+    out, err = end.process.communicate(timeout=60)
     assert (end.process.returncode, out) == (0, b"")
     for line in err.decode().splitlines():
         assert line.startswith("TLS handshake refused"), line

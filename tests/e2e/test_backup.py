@@ -45,13 +45,13 @@ async def command(*words: str) -> dict[str, Any]:
 
 async def patiently(call: Callable[[], Awaitable[list[Received]]], seen: list[str]) -> list[Received]:
     """As applications do: again, while the node says that it may work later."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             try:
                 return await call()
             except Unavailable as busy:
                 seen.append(busy.cause)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.5)
 
 
 def test_after_an_old_backup_no_key_is_met_twice_and_all_pairs_serve_again(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ async def on_stage(work: Any, settings: dict[str, Any] | None = None) -> None:
 
 
 def task(on: Stage, kind: str, **more: Any) -> dict[str, Any]:
-    return {"kind": kind, "near": on.saes["sae-near"], "far": on.saes["sae-far"], "patience": 20.0, **more}
+    return {"kind": kind, "near": on.saes["sae-near"], "far": on.saes["sae-far"], "patience": 60.0, **more}
 
 
 def test_every_key_of_every_kind_of_task_is_compared_at_the_far_end() -> None:
@@ -116,9 +116,9 @@ def test_an_interrupted_run_leaves_nothing_behind_but_its_journal(tmp_path: Path
     child.send_signal(signal.SIGTERM)
     rest = child.stderr.read()
     child.stderr.close()
-    assert child.wait(60) == 130
+    assert child.wait(120) == 130
     assert "the same command goes on" in rest
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, [process.cmdline() for process in alive]
     head, *units = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
     assert head["benchmark"] == "paper-a"

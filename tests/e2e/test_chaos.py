@@ -217,7 +217,7 @@ def test_every_fault_is_healed_even_when_the_run_is_broken_off(tmp_path: Path) -
                 begun.set()
 
         running = asyncio.ensure_future(run(named("line-2"), tmp_path / "net", plan, say))
-        await asyncio.wait_for(begun.wait(), 60.0)
+        await asyncio.wait_for(begun.wait(), 120.0)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -243,7 +243,7 @@ def test_a_run_that_is_ended_while_nodes_are_killed_reports_what_it_did(
     children = [int(pid) for pid in _children(running.pid)]
     assert len(children) >= 3, "two devices and two nodes, of which one may be dead just now"
     running.send_signal(number)
-    out, _ = running.communicate(timeout=60)
+    out, _ = running.communicate(timeout=300)
     assert running.returncode == 130, out
     assert "interrupted" in out
     document = json.loads(report.read_text())

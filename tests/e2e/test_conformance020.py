@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_conformance import keyhaul, verdicts
 from tests.gateway import Gateway, make_gateway
+from tests.ports import held
 
 pytestmark = pytest.mark.e2e
 OURS = "sae-vigo"
-WAIT = "12"  # seconds, more than the node gives a request
-
-
-def free_port() -> int:
-    """One that the probe will listen on in a moment."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+GIVEN = 6.0  # seconds that the node gives a request
+WAIT = "30"  # seconds, more than that on any machine
 
 
 @pytest.fixture
@@ -28,12 +24,18 @@ def gateway(tmp_path: Path) -> Gateway:
     return make_gateway(tmp_path, OURS)
 
 
-def test_020_every_rule_holds_between_two_neighbours(gateway: Gateway) -> None:
+@pytest.fixture
+def ports() -> Iterator[tuple[int, int]]:
+    """For the probe to listen on."""
+    with held() as one, held() as other:
+        yield one, other
+
+
+def test_020_every_rule_holds_between_two_neighbours(gateway: Gateway, ports: tuple[int, int]) -> None:
     first, second, stranger = (gateway.foreign(name) for name in ("kme-a", "kme-b", "kme-x"))
-    ports = free_port(), free_port()
     urls = {name: f"https://127.0.0.1:{port}" for name, port in zip(("kme-a", "kme-b"), ports, strict=True)}
     foreign = {"SAE_A": "kme-a", "SAE_B": "kme-b"}
-    gateway.configure(OURS, urls, foreign, delivery={"request_timeout": 4.0, "pool": 0})
+    gateway.configure(OURS, urls, foreign, delivery={"request_timeout": GIVEN, "pool": 0})
 
     async def story() -> None:
         async with gateway.running() as node:
@@ -68,9 +70,9 @@ def test_020_every_rule_holds_between_two_neighbours(gateway: Gateway) -> None:
         (["--kme", "nowhere.pem"], "nowhere.pem: no such file"),
     ],
 )
-def test_misuse_is_said(gateway: Gateway, words: list[str], cause: str) -> None:
+def test_misuse_is_said(gateway: Gateway, ports: tuple[int, int], words: list[str], cause: str) -> None:
     us = gateway.foreign("kme-a")
-    usual = ["--kme", str(us.cert), "--cacert", str(us.ca), "--listen", f"127.0.0.1:{free_port()}"]
+    usual = ["--kme", str(us.cert), "--cacert", str(us.ca), "--listen", f"127.0.0.1:{ports[0]}"]
     usual += ["--initiator", "SAE_A", "--target", OURS]
     code, out, err = asyncio.run(
         keyhaul("conformance", "020", "https://127.0.0.1:1", *(usual if words else []), *words)

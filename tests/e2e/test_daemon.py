@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import pwd
 import resource
@@ -25,6 +24,7 @@ from keyhaul.errors import ConfigError
 from keyhaul.pki import Pki
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
+from tests.e2e.test_operate import eventually, lines
 from tests.nodes import make_node, make_ports
 
 pytestmark = pytest.mark.e2e
@@ -245,18 +245,15 @@ def test_a_reload_shows_new_certificates_and_limits_and_keeps_the_last_good(tmp_
         async with Testbed(named("line-2"), tmp_path / "net") as testbed:
             sae = next(each for each in testbed.state()["saes"] if each["node"] == "n1")
             files = Credentials(*(Path(sae[part]) for part in ("cert", "key", "ca")))
-            log, file = testbed.layout.log_file("n1"), testbed.layout.node_file("n1")
+            file = testbed.layout.node_file("n1")
 
             async def reloaded(expected: str) -> dict[str, object]:
-                before = len(log.read_text().splitlines())
+                before = len(lines(testbed, "n1"))
                 os.kill(testbed.pid("n1"), signal.SIGHUP)
-                async with asyncio.timeout(30):
-                    while True:
-                        for line in log.read_text().splitlines()[before:]:
-                            said: dict[str, object] = json.loads(line)
-                            if expected in str(said["event"]):
-                                return said
-                        await asyncio.sleep(0.02)
+                found: list[dict[str, object]] = await eventually(
+                    lambda: [line for line in lines(testbed, "n1")[before:] if expected in line["event"]]
+                )
+                return found[0]
 
             async def most() -> int:
                 tls = client_context(files, Policy.COMPATIBLE)

@@ -322,7 +322,7 @@ def test_a_dry_pair_says_so_at_both_ends_and_recovers(plain_pair: tuple[End, End
                 assert (await end.account())["bits"]["stored"] == 0
         finally:
             await plain_pair[at].knobs(dry=False)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (await near.status()).stored_key_count:
                 await asyncio.sleep(0.02)
         assert len(await near.enc_keys(1, 256)) == 1
@@ -512,7 +512,7 @@ def _spare_config(cast: Cast) -> dict[str, Any]:
 
 def _run_device(path: Path) -> tuple[int, str]:
     command = [sys.executable, "-m", "keyhaul.testbed.devices", "--config", str(path)]
-    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.stdout == b""
     return done.returncode, done.stderr.decode()
 

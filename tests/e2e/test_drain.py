@@ -49,7 +49,7 @@ async def drained(directory: Path) -> None:
         (key,) = await asked
         (copy,) = await slave.fetch_key("sae-n1", [key.key_id])
         assert copy.bits.same_as(key.bits)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await testbed._process("n1").wait() == 0
 
 

@@ -72,7 +72,7 @@ async def running(gateway: Gateway, minimal: MinimalKme) -> AsyncIterator[Node]:
 
 
 async def outcome(minimal: MinimalKme, key_id: str) -> str:
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(60.0):
         while key_id not in minimal.outcomes:
             await asyncio.sleep(0.01)
     return minimal.outcomes[key_id]
@@ -90,7 +90,7 @@ def test_our_key_reaches_a_foreign_sae_and_is_released_on_its_ack(
             with pytest.raises(Unavailable):
                 await application.get_key(THEIRS)
             minimal.hold.set()
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(60.0):
                 while len(minimal.answers) < 3:  # the first ack, the late one, and that of our void
                     await asyncio.sleep(0.01)
 

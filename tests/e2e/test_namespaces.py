@@ -45,7 +45,7 @@ async def inside(place: Namespace, host: str, port: int) -> socket.socket:
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         enter(place.descriptor)
         try:
-            return socket.create_connection((host, port), timeout=20.0)
+            return socket.create_connection((host, port), timeout=60.0)
         finally:
             enter(home)
             os.close(home)
@@ -172,7 +172,7 @@ def test_nothing_is_left_when_the_process_that_made_it_is_killed(tmp_path: Path)
     async def gone() -> None:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(fabric, ended.set)
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60.0):
             await ended.wait()
         loop.remove_reader(fabric)
 

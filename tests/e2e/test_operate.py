@@ -25,7 +25,7 @@ async def keyhaul(*words: str) -> subprocess.CompletedProcess[str]:
     """One command of the operator, beside the nodes."""
     command = [sys.executable, "-m", "keyhaul.cli", *words]
     return await asyncio.to_thread(
-        lambda: subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        lambda: subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     )
 
 
@@ -45,7 +45,7 @@ def lines(testbed: Testbed, node: str) -> list[dict[str, Any]]:
 
 
 async def eventually(fits: Callable[[], Any]) -> Any:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not (found := fits()):
             await asyncio.sleep(0.02)
     return found
@@ -117,7 +117,7 @@ async def it_ends_by_itself(testbed: Testbed) -> None:
     words = ("--dir", str(testbed.directory), "--json")
     said = await keyhaul("log", "level", "ERROR", "--for", "0.2s", *words)
     assert said.returncode == 0
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             told = json.loads((await keyhaul("log", "level", *words)).stdout)
             if all(

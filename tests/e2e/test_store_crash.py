@@ -173,7 +173,7 @@ def test_a_disk_that_cannot_flush_makes_no_promise(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     if child.returncode == 3:

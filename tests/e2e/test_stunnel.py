@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -82,9 +83,12 @@ class Tunnel:
         words = ["stunnel", str(file)]
         process = stack.enter_context(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
         stack.callback(process.terminate)
-        lines, pid = self.logs.setdefault(name, Lines(process.stderr)), self.folder / f"{name}.pid"
+        self.logs.setdefault(name, Lines(process.stderr))
+        pid, give_up = self.folder / f"{name}.pid", time.monotonic() + PATIENCE
         while not (pid.exists() and pid.read_text() and listening(process.pid)):
-            lines.next()
+            assert process.poll() is None, "stunnel has ended"
+            assert time.monotonic() < give_up, "stunnel does not listen"
+            time.sleep(0.02)
 
     def connect(self) -> tuple[socket.socket, socket.socket] | None:
         """A connection through both, from the application to the service; None if TLS fails."""

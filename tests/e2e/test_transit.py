@@ -80,7 +80,7 @@ def plain_url(testbed: Testbed, node: str) -> str:
 
 
 async def outcome(kme: MinimalKme, key_id: str) -> str:
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60.0):
         while key_id not in kme.outcomes:
             await asyncio.sleep(0.02)
     return kme.outcomes[key_id]

@@ -115,7 +115,7 @@ class MinimalKme:
         """One exchange on a connection of its own."""
         parts = urlsplit(url)
         connection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port, context=self._client, timeout=10
+            parts.hostname or "", parts.port, context=self._client, timeout=60
         )
         try:
             connection.request(method, parts.path, body, {"Content-Type": "application/json; charset=UTF-8"})
@@ -308,7 +308,7 @@ class _Server(ThreadingHTTPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """The handshake runs in the connection's own thread."""
-        request.settimeout(10)
+        request.settimeout(60)
         try:
             with self.context.wrap_socket(request, server_side=True) as wrapped:
                 super().finish_request(wrapped, client_address)

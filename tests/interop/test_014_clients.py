@@ -73,7 +73,7 @@ def ask(port: Stage, sae: str, version: ssl.TLSVersion, method: str, path: str, 
     tls = ssl.create_default_context(cafile=files[2])
     tls.load_cert_chain(files[0], files[1])
     tls.minimum_version = tls.maximum_version = version
-    connection = http.client.HTTPSConnection("localhost", port.address[1], context=tls, timeout=10)
+    connection = http.client.HTTPSConnection("localhost", port.address[1], context=tls, timeout=60)
     try:
         content = None if body is None else json.dumps(body)
         headers = {
@@ -113,7 +113,7 @@ def test_curl(cast: Cast, version: str) -> None:
         cert, key, ca = cast_files(port, sae)
         secured = ["--cert", cert, "--key", key, "--cacert", ca, *version.split("=")]
         url = f"{port.url}/api/v1/keys/{path}"
-        command = ["curl", "--silent", "--show-error", "--max-time", "20", *secured, *options, url]
+        command = ["curl", "--silent", "--show-error", "--max-time", "60", *secured, *options, url]
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
     def story(port: Stage) -> None:

@@ -331,14 +331,14 @@ def test_without_a_new_key_the_program_is_locked_and_with_one_it_works_again() -
 
         age = Age(0.02, lock=True)
         watching = asyncio.create_task(age.watch(lock))
-        await asyncio.wait_for(expired.wait(), 10)
+        await asyncio.wait_for(expired.wait(), 60)
         assert two.a.locked == 1
         assert not two.a.keys
         await two.initiator.rotate()
         assert two.works
         expired.clear()
         age.renewed()
-        await asyncio.wait_for(expired.wait(), 10)  # and the new one expires, too
+        await asyncio.wait_for(expired.wait(), 60)  # and the new one expires, too
         assert two.a.locked == 2
         watching.cancel()
 
@@ -359,7 +359,7 @@ def test_a_program_that_does_not_lock_is_told_until_it_does(monkeypatch: pytest.
             locked.set()
 
         watching = asyncio.create_task(Age(0.01, lock=True).watch(lock))
-        await asyncio.wait_for(locked.wait(), 10)
+        await asyncio.wait_for(locked.wait(), 60)
         assert two.a.locked == 4
         watching.cancel()
 

@@ -46,7 +46,7 @@ def pids(here: Stage) -> list[int]:
 
 
 async def until(true: Any) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.01)
 
@@ -78,7 +78,7 @@ def test_connections_are_shared_out_and_counted_over_all_workers(cast: Cast) -> 
 
 def test_unfinished_handshakes_count_while_a_worker_has_them(cast: Cast) -> None:
     async def scene() -> None:
-        bounds = Bounds(crowd=Crowd(per_address=3), handshake=1.0)
+        bounds = Bounds(crowd=Crowd(per_address=3), handshake=3.0)
         async with stage(cast, bounds=bounds, workers=2) as here:
             silent = [await asyncio.open_connection(*here.address) for _ in range(3)]
             await until(lambda: here.port.traffic.handshakes == 3)
@@ -173,13 +173,15 @@ def test_a_worker_that_is_killed_costs_its_own_connections_and_nothing_else(
 
 
 def test_a_worker_that_hangs_is_replaced(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "PING_EVERY", 0.3)
+    monkeypatch.setattr(workers, "PING_EVERY", 1.0)
 
     async def scene() -> None:
         async with stage(cast, workers=1) as here:
             (victim,) = pids(here)
             os.kill(victim, signal.SIGSTOP)
-            await until(lambda: pids(here) not in ([], [victim]))
+            await until(lambda: victim not in pids(here))
+            monkeypatch.setattr(workers, "PING_EVERY", 60.0)  # the next one may be slow
+            await until(lambda: pids(here))
             assert not Path(f"/proc/{victim}").exists()
             assert (await here.get(MASTER, f"{segment(SLAVE)}/status")).status == 200
 
@@ -316,7 +318,7 @@ def test_killing_workers_under_load_loses_and_doubles_no_key(tmp_path: Path) -> 
                 await until(lambda enough=enough: len(tally.held) >= enough)
                 victim = (await working(testbed, node))[0]
                 os.kill(victim, signal.SIGKILL)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while len(now := await working(testbed, node)) < 2 or victim in now:
                         await asyncio.sleep(0.02)
             stop.set()
@@ -398,8 +400,9 @@ def check_hardened(pid: int, directory: Path) -> None:
     assert not re.search(rb"\.key\b", words)
     names = {pair.split(b"=")[0].decode() for pair in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
     assert names - {""} <= set(spawning._KEPT) | {"LC_CTYPE"}
-    files = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists()}
-    assert not any("keyhaul.db" in file for file in files), "a worker has the store open"
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            assert "keyhaul.db" not in os.readlink(link), "a worker has the store open"
 
 
 async def check_reload(testbed: Testbed) -> None:
@@ -411,6 +414,6 @@ async def check_reload(testbed: Testbed) -> None:
     fresh = x509.load_pem_x509_certificate(cert.read_bytes()).serial_number
     assert before == {before.copy().pop()} != {fresh}
     os.kill(testbed.pid("n1"), signal.SIGHUP)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while {await shown(sae["sae_url"], context) for _ in range(4)} != {fresh}:
             await asyncio.sleep(0.05)
