@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from keyhaul.config.write import toml, write
 
-PATIENCE = 60.0  # seconds until an agent that says nothing fails the test
+PATIENCE = 180.0  # seconds until an agent that says nothing fails the test
 INITIATOR, RESPONDER = "sae-n1", "sae-n2"
 
 

@@ -32,7 +32,7 @@ FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=indent)(?P=fence)$",
     re.M | re.S,
 )
-PATIENCE = 120.0  # seconds until a block that never ends fails the test
+PATIENCE = 300.0  # seconds until a block that never ends fails the test
 ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 BACKGROUND = re.compile(r" &\s*(#.*)?$")
 KNOWN = frozenset({"cd", "curl", "export", "git", "helm", "mkdir", "podman", "podman-compose", "systemctl"})

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-PATIENCE = 60.0  # seconds until a page that never gets there fails a test
+PATIENCE = 180.0  # seconds until a page that never gets there fails a test
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SWITCHES = (
     "--headless",

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds until a hung test fails
+PATIENCE = 180.0  # seconds until a hung test fails
 
 
 def stuck(length: int) -> bytes:

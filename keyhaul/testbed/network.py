@@ -30,7 +30,7 @@ from keyhaul.testbed.processes import Process, listening, rebound
 from keyhaul.testbed.state import describe
 from keyhaul.testbed.topology import Topology
 
-START_PATIENCE = 60.0
+START_PATIENCE = 120.0
 """Seconds a process may take until it serves; on an idle machine it takes one or two."""
 
 _RETRY = 1.0  # seconds between attempts to start a node that does not come up

@@ -16,7 +16,7 @@ LAUNCH = Path(__file__).with_name("launch.py")
 POLL = 0.02
 """Seconds between looks at a ready file; a fraction of what any process needs to start."""
 
-GRACE = 10.0
+GRACE = 30.0
 """Seconds a process has after SIGTERM before SIGKILL."""
 
 _TAIL = 12  # lines of its log that the error of a failed process shows

@@ -10,6 +10,7 @@ CAP_SYS_PTRACE reads it all the same, and that is who a scan runs as.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import socket
 import threading
@@ -28,6 +29,7 @@ _PREFIX = 8  # bytes by which forms are told apart before they are compared
 _REGION = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+\s*(.*)")
 _ETH_P_ALL = 3
 _BUFFER = 1 << 26  # bytes the kernel may hold for a recording
+_SO_RCVBUFFORCE = 33  # socket(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ def files(folder: Path, needles: Needles) -> Iterator[Hit]:
     """Hits in every file below a folder, or in one file."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
     for path in paths:
-        yield from needles.find(path.read_bytes(), f"file {path.name}")
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            yield from needles.find(path.read_bytes(), f"file {path.name}")
 
 
 class Wire:
@@ -143,7 +146,10 @@ class Wire:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         except PermissionError as error:
             raise Unavailable(f"recording the wire: {error.strerror}", "scan as root") from None
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        except PermissionError:  # then as much as net.core.rmem_max allows
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._socket.bind(("lo", 0))
         self._socket.settimeout(0.1)
         self._stopping = threading.Event()

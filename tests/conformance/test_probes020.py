@@ -171,7 +171,7 @@ def test_a_kme_that_does_as_it_should_passes_everything(people: dict[str, Creden
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_is_found_by_the_probes_about_it(defect: str, people: dict[str, Credentials]) -> None:
-    results = try_out(defect, people, DEFECTS[defect] | NEAR, wait=2.0 if defect in QUIET else WAIT)
+    results = try_out(defect, people, DEFECTS[defect] | NEAR, wait=4.0 if defect in QUIET else WAIT)
     assert set(failed(results)) == DEFECTS[defect], failed(results)
 
 

@@ -28,7 +28,7 @@ EXT_KEYS, ACK, VOID = "/kmapi/v1/ext_keys", "/kmapi/v1/ext_keys/ack", "/kmapi/v1
 SAE = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){1,64}")
 STATUSES = ("relayed", "failed", "voided", "failed to void", "key not present")
 NOT_FOUND = "one or more keys specified are not found on KME"
-PATIENCE = 0.6  # seconds for an acknowledgement
+PATIENCE = 1.5  # seconds for an acknowledgement
 RETRY = 0.05  # seconds
 
 

@@ -26,7 +26,7 @@ pytestmark = [
     ),
 ]
 PROJECT = "keyhaul-line-2"
-PATIENCE = 120.0  # seconds until all services are there
+PATIENCE = 300.0  # seconds until all services are there
 CONNECT = (
     "import socket, sys\n"
     "for at in sys.argv[1:]:\n"

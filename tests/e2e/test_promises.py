@@ -75,7 +75,7 @@ def story(
 
 async def patiently(call: Callable[[], Coroutine[Any, Any, list[Received]]]) -> list[Received]:
     """As an application does: try again while the node says 503 or is not there."""
-    for _ in range(200):
+    for _ in range(600):
         try:
             return await call()
         except Unavailable:
@@ -116,7 +116,7 @@ def test_no_acknowledged_key_is_lost_or_changed_when_nodes_are_killed(tmp_path: 
 
 async def more_than(held: list[list[Received]], number: int) -> None:
     enough = len(held) + number
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(120.0):
         while len(held) < enough:
             await asyncio.sleep(0.01)
 
@@ -218,7 +218,7 @@ def test_ahead_of_demand_keys_are_served_from_the_store_after_a_kill(tmp_path: P
         first, last = bench.names
         await bench.ask(first, last)
 
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(120.0):
             while not any(pool["ready"] == 8 for pool in await pools(bench.testbed.state(), first)):
                 await asyncio.sleep(0.02)
         await bench.testbed.kill(first)

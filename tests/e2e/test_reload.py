@@ -56,7 +56,7 @@ async def reloaded(testbed: Testbed, node: str) -> dict[str, Any]:
 async def key_through(testbed: Testbed, master: str, slave: str) -> str:
     """One key there and fetched, as soon as the nodes have found each other."""
     async with client(testbed, f"sae-{master}") as one, client(testbed, f"sae-{slave}") as other:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while True:
                 try:
                     (key,) = await one.get_key(f"sae-{slave}")
@@ -191,7 +191,7 @@ def rewrite_to(file: Path, whole: str, change: Callable[[Tables], None]) -> None
 async def policy_and_restart(testbed: Testbed, file: Path, whole: str) -> None:
     """A policy holds for keys that lie ready, too; what cannot be taken over is named."""
     async with client(testbed, "sae-n1") as master:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while (await master.status("sae-n2")).stored_key_count < 2:
                 await asyncio.sleep(0.02)
     rule = [{"master": "sae-n1", "slave": "*", "labels": ["its-wire"]}]

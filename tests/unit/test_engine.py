@@ -298,8 +298,13 @@ def test_a_cancelled_step_keeps_its_lock_until_its_commit_is_decided(tmp_path: P
         store = await open_store(tmp_path / "store.db")
         ref = sample_ref(1)
         await add(store, sample_row(ref, State.SENDING))
-        gate = Decision()
-        submit, store.engine.submit = store.engine.submit, lambda statements: gate  # type: ignore[method-assign]
+        gate, submitted, submit = Decision(), asyncio.Event(), store.engine.submit
+
+        def undecided(statements: object) -> Decision:
+            submitted.set()
+            return gate
+
+        store.engine.submit = undecided  # type: ignore[method-assign,assignment]
 
         async def step() -> None:
             async with store.edit(ref) as change:
@@ -308,7 +313,7 @@ def test_a_cancelled_step_keeps_its_lock_until_its_commit_is_decided(tmp_path: P
                 draft.state = State.SENT
 
         first = asyncio.create_task(step())
-        await asyncio.sleep(0.01)
+        await submitted.wait()
         second = asyncio.create_task(step())
         for _ in range(3):
             first.cancel()
@@ -448,7 +453,7 @@ def test_writes_the_system_refuses_lose_nothing_and_work_again_later(tmp_path: P
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert child.returncode == 0, child.stderr
