@@ -257,7 +257,7 @@ def test_a_killed_worker_is_replaced_and_gets_its_keys_again(small: Node) -> Non
 
 def test_corrupted_ciphertexts_kill_a_worker_at_most() -> None:
     """Until one does, out of thousands; all others decrypt to something or are refused."""
-    with worker("small", seconds=5.0) as fhe:
+    with worker("small", seconds=20.0) as fhe:
         node, source = Node(fhe), random.Random(1)
         raw = layout.unpacked(node.encrypt(b"k" * 32, b"a" * 32))
         seen = set()
@@ -300,10 +300,10 @@ def test_a_gzip_bomb_is_cut_short(small: Node) -> None:
 
 
 def test_what_takes_too_long_is_ended() -> None:
-    with worker("small", seconds=1.0) as fhe:
+    with worker("small", seconds=4.0) as fhe:
         node = Node(fhe)
         one = node.encrypt(bytes(32))
-        with pytest.raises(WorkerDied, match="took longer than 1 s"):
+        with pytest.raises(WorkerDied, match="took longer than 4 s"):
             fhe.add(one, one, 1 << 40)
         assert node.decrypt(one) == bytes(32)
 
@@ -360,7 +360,7 @@ def test_noise_grows_with_the_root_of_the_additions(parameters: str, n: int, t: 
         begin = layout.noise(layout.unpacked(fresh), node.secret, n, t)
         further, pad = fhe.walk(node.public, fresh, bytes(32), 32)  # 64 additions
         end = layout.noise(layout.unpacked(further), node.secret, n, t)
-        assert 7 < end.deviation / begin.deviation < 9
+        assert 6 < end.deviation / begin.deviation < 10.5  # 8.1, and chance
         assert end.largest < end.limit == begin.limit
         assert fhe.deliver(node.public, node.secret, further, 32, pad).value == b"k" * 32
 
