@@ -152,10 +152,11 @@ def test_keys_change_under_new_connections_and_no_key_is_refused(
 
 def connected(tunnel: Tunnel) -> tuple[socket.socket, socket.socket]:
     """Both ends of a connection; one that met a port that was being opened anew is tried again."""
-    for _ in range(50):
-        if (ends := tunnel.connect()) is not None:
-            return ends
-    raise AssertionError("no connection comes about")
+    give_up = time.monotonic() + PATIENCE
+    while (ends := tunnel.connect()) is None:
+        assert time.monotonic() < give_up, "no connection comes about"
+        time.sleep(0.02)
+    return ends
 
 
 def key() -> AgreedKey:

@@ -110,10 +110,12 @@ async def one_trace(directory: Path) -> None:
                 (key,) = await master.get_key("sae-n3")
                 await slave.fetch_key("sae-n1", [key.key_id])
             await collector.whole(
-                lambda: collector.named("settle", "n1") and collector.named("dec_keys", "n3")
+                lambda: collector.named("enc_keys", "n1") and collector.named("dec_keys", "n3")
             )
             request = collector.named("enc_keys", "n1")[-1]
             await collector.whole(lambda: in_order(collector, request.trace))
+            expected = {(("n1", "dispatch"), "n2"), (("n2", "relay"), "n3"), (("n3", "hold"), "n2")}
+            await collector.whole(lambda: expected <= hops(collector, request.trace))
             mine = {(span.node, span.name): span for span in collector.spans if span.trace == request.trace}
 
             assert request.parent == ""
@@ -128,10 +130,6 @@ async def one_trace(directory: Path) -> None:
             }
             for child, parent in parents.items():
                 assert mine[child].parent == mine[parent].id, f"{child} does not hang on {parent}"
-            sends = [span for span in collector.spans if span.trace == request.trace and span.name == "send"]
-            ids = {span.id: (span.node, span.name) for span in mine.values()}
-            hops = {(ids[span.parent], span.told["keyhaul.to"]) for span in sends}
-            assert {(("n1", "dispatch"), "n2"), (("n2", "relay"), "n3"), (("n3", "hold"), "n2")} <= hops
             assert all(span.status != 2 for span in mine.values())
 
             fetched = collector.named("dec_keys", "n3")[-1]
@@ -143,6 +141,13 @@ async def one_trace(directory: Path) -> None:
 def in_order(collector: Collector, trace: str) -> bool:
     found = {(span.node, span.name) for span in collector.spans if span.trace == trace}
     return {("n1", "settle"), ("n2", "settle"), ("n2", "relay"), ("n3", "hold"), ("n1", "enc_keys")} <= found
+
+
+def hops(collector: Collector, trace: str) -> set[tuple[tuple[str, str] | None, str]]:
+    """Who sent to whom, and as a part of what."""
+    ids = {span.id: (span.node, span.name) for span in collector.spans if span.trace == trace}
+    sends = [span for span in collector.named("send") if span.trace == trace]
+    return {(ids.get(span.parent), span.told["keyhaul.to"]) for span in sends}
 
 
 def nothing_secret(collector: Collector, bits: bytes, key_id: str) -> None:

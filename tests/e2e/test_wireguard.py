@@ -120,7 +120,7 @@ def _running(end: End) -> Iterator[None]:
 
 def ping(a: End, b: End, count: int = 3) -> int:
     """How many of `count` pings came back."""
-    words = ["ip", "netns", "exec", a.name, "ping", "-q", "-c", str(count), "-i", "0.2", "-W", "1", b.inner]
+    words = ["ip", "netns", "exec", a.name, "ping", "-q", "-c", str(count), "-i", "0.2", "-W", "3", b.inner]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     found = re.search(r"(\d+) received", done.stdout)
     assert found is not None, done

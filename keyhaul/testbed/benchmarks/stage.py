@@ -18,7 +18,7 @@ from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import Unavailable
 from keyhaul.testbed.benchmarks.report import processor_seconds, resident_bytes
 from keyhaul.testbed.benchmarks.traffic import Traffic
-from keyhaul.testbed.network import Testbed
+from keyhaul.testbed.network import START_PATIENCE, Testbed
 from keyhaul.testbed.processes import Process
 from keyhaul.testbed.topology import Link, Topology, device_links
 
@@ -169,7 +169,7 @@ async def stage(
             bare = Process("bare", [sys.executable, *command, str(ready)], Path(folder) / "bare.log", ready)
             await bare.start()
             try:
-                await bare.until_ready(30.0)
+                await bare.until_ready(START_PATIENCE)
                 url = json.loads(ready.read_text())["url"]
                 yield Stage(testbed, bare, url)
             finally:
