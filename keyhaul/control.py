@@ -128,6 +128,11 @@ class Known:
     record: Record
     before: tuple[PublicKey, ...] = ()
 
+    @property
+    def stamp(self) -> tuple[int, bytes]:
+        """What names this descriptor among all of its node, see `Stamps`."""
+        return self.descriptor.sequence, hashlib.sha256(self.record.body).digest()[:ID_BYTES]
+
     def key(self, profile: str, now: float) -> PublicKey:
         """The announced key of a profile. Raises Unavailable while there is none, or an expired one."""
         for key in self.descriptor.keys:
@@ -139,8 +144,12 @@ class Known:
         )
 
 
+Stamps = dict[str, tuple[int, bytes]]
+"""By node, which descriptor somebody holds: its sequence number and 16 bytes of the hash of its body."""
+
 _decode_body = msgspec.msgpack.Decoder(Descriptor).decode
-_decode_records = msgspec.msgpack.Decoder(list[Record]).decode
+_decode_told = msgspec.msgpack.Decoder(list[Record] | Stamps).decode
+_decode_names = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def encode_records(records: Sequence[Record]) -> bytes:
@@ -148,15 +157,33 @@ def encode_records(records: Sequence[Record]) -> bytes:
     return msgspec.msgpack.encode(list(records))
 
 
-def decode_records(body: bytes) -> list[Record]:
+def encode_stamps(stamps: Stamps) -> bytes:
+    """The body of a POST that asks a neighbour which records it lacks."""
+    return msgspec.msgpack.encode(stamps)
+
+
+def decode_told(body: bytes) -> list[Record] | Stamps:
+    """What a neighbour posted: records, or the stamps of those it holds. Raises Malformed."""
+    try:
+        told = _decode_told(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Malformed(f"the body is neither records nor stamps of records ({error})") from None
+    if len(told) > MAX_RECORDS:
+        raise Malformed(f"more than {MAX_RECORDS} records in one message")
+    return told
+
+
+def encode_names(nodes: Sequence[str]) -> bytes:
+    """The answer to stamps: of which nodes the records are wanted."""
+    return msgspec.msgpack.encode(list(nodes))
+
+
+def decode_names(body: bytes) -> list[str]:
     """Raises Malformed."""
     try:
-        records = _decode_records(body)
+        return _decode_names(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Malformed(f"the body is not a list of records ({error})") from None
-    if len(records) > MAX_RECORDS:
-        raise Malformed(f"more than {MAX_RECORDS} records in one message")
-    return records
+        raise Malformed(f"the answer is not a list of nodes ({error})") from None
 
 
 def publish(descriptor: Descriptor, signer: Signer) -> Record:
@@ -238,6 +265,16 @@ class Directory:
     def known(self, now: float = 0.0) -> list[Known]:
         """All that a new neighbour should hear: what has not expired at Unix time `now`."""
         return [known for known in self._known.values() if known.descriptor.expires > now]
+
+    def lacking(self, stamps: Stamps) -> list[str]:
+        """Of which nodes of the network somebody with these stamps holds something newer, or other."""
+        return [node for node, stamp in stamps.items() if node in self._domains and self._lacks(node, stamp)]
+
+    def _lacks(self, node: str, stamp: tuple[int, bytes]) -> bool:
+        held = self._known.get(node)
+        if held is None or held.descriptor.sequence < stamp[0]:
+            return True
+        return held.descriptor.sequence == stamp[0] and held.stamp != stamp
 
     def nodes(self) -> list[str]:
         return sorted(self._known)

@@ -1,8 +1,9 @@
 """Carries signed descriptors between neighbours until every node of the federation holds the newest.
 
 `keyhaul.control` decides what is authentic and new; this module keeps it on disk and sends it on. A
-neighbour that announces itself afresh gets everything known here, so a node that lost its memory is
-whole again after one exchange.
+neighbour that announces itself afresh, and every neighbour after a start, is asked which of the records
+held here it lacks, so a node that lost its memory is whole again after one exchange. One of an earlier
+version does not know the question; it gets them all.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 import structlog
 
-from keyhaul.control import Directory, Known, Record, decode_records, encode_records
-from keyhaul.errors import KeyhaulError, Unavailable
+from keyhaul.control import (
+    Directory,
+    Known,
+    Record,
+    decode_names,
+    decode_told,
+    encode_names,
+    encode_records,
+    encode_stamps,
+)
+from keyhaul.errors import KeyhaulError, Malformed, Unavailable
 from keyhaul.pairing import Pairing
 from keyhaul.ports import Clock, Ledger
 
@@ -24,9 +34,10 @@ SPACE = "directory"
 ANNOUNCE_EVERY = 900.0  # seconds between two announcements of one's own
 GATHER = 0.2  # seconds between two messages to a neighbour at least
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 10.0  # seconds
+LARGEST = 1 << 20  # bytes of records in one message, or one record if that is larger
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
-"""Posts records to a neighbour."""
+"""Posts records or stamps to a neighbour; returns its answer."""
 
 log = structlog.get_logger("keyhaul.gossip")
 
@@ -34,11 +45,27 @@ log = structlog.get_logger("keyhaul.gossip")
 class _Neighbour:
     def __init__(self) -> None:
         self.owed: dict[str, Record] = {}
+        self.doubtful = False  # what it holds is to be asked
         self.news = asyncio.Event()
 
     def owe(self, node: str, record: Record) -> None:
         self.owed[node] = record
         self.news.set()
+
+    def doubt(self) -> None:
+        self.doubtful = True
+        self.news.set()
+
+    def some(self) -> dict[str, Record]:
+        """As much of what is owed as goes into one message."""
+        taken: dict[str, Record] = {}
+        size = 0
+        for node, record in self.owed.items():
+            size += len(record.body) + len(record.certificate) + len(record.signature)
+            if taken and size > LARGEST:
+                break
+            taken[node] = record
+        return taken
 
 
 class Gossip:
@@ -78,8 +105,8 @@ class Gossip:
     async def run(self) -> None:
         """Announce and pass on until cancelled."""
         # What an earlier run received and did not pass on before it ended is owed still.
-        for known in self._directory.known():
-            self._spread(known, but="")
+        for neighbour in self._neighbours.values():
+            neighbour.doubt()
         async with asyncio.TaskGroup() as self._tasks:
             for name, neighbour in self._neighbours.items():
                 self._telling[name] = self._tasks.create_task(self._tell(name, neighbour))
@@ -97,9 +124,7 @@ class Gossip:
     def join(self, name: str) -> None:
         """A new neighbour: it should hear everything that is known here."""
         neighbour = self._neighbours[name] = _Neighbour()
-        for known in self._directory.known():
-            if known.descriptor.node != name:
-                neighbour.owe(known.descriptor.node, known.record)
+        neighbour.doubt()
         if self._tasks is not None:
             self._telling[name] = self._tasks.create_task(self._tell(name, neighbour))
 
@@ -119,23 +144,31 @@ class Gossip:
         await self._pairing.rotate()
         await self._pairing.prune()
         record = self._pairing.announce(self._announced)
+        # Kept first: after a restart with a clock that was set back it would look older than the last one.
+        # No neighbour would answer it with what this node may have lost.
+        async with self._ledger.edit() as change:
+            change.put(SPACE, self._pairing.name, msgspec.msgpack.encode(record))
         known = self._directory.receive(record, self._clock.now())
         if known is None:
             return
-        # Kept, because after a restart with a clock that was set back it would look older than the last one:
-        # no neighbour would answer it with what this node may have lost.
-        async with self._ledger.edit() as change:
-            change.put(SPACE, known.descriptor.node, msgspec.msgpack.encode(record))
         self._announced = known.descriptor.sequence
         self._spread(known, but="")
 
-    async def receive(self, peer: str, body: bytes) -> None:
-        """Records from a neighbour: the good ones count, whatever stands beside them.
+    async def receive(self, peer: str, body: bytes) -> bytes:
+        """Records from a neighbour: the good ones count, whatever stands beside them. Or stamps of records.
 
-        Raises what `Directory.receive` raises for the first bad one, after the others were taken in.
+        Returns the answer: for stamps, whose records are wanted. Raises what `Directory.receive` raises
+        for the first bad record, after the others were taken in.
         """
+        told = decode_told(body)
+        if isinstance(told, dict):
+            return encode_names(self._directory.lacking(told))
+        await self._take_in(peer, told)
+        return b""
+
+    async def _take_in(self, peer: str, records: list[Record]) -> None:
         bad: KeyhaulError | None = None
-        records = decode_records(body)
+        learned: list[Known] = []
         self._need_not_tell(peer, records)
         for record in records:
             try:
@@ -144,9 +177,14 @@ class Gossip:
                 bad = bad or error
                 continue
             if known is not None:
-                await self._learn(peer, known)
+                if self._learn(peer, known):
+                    learned.append(known)
             elif (held := self._directory.overtaken(record)) and held.descriptor.node == peer:
                 self._remind(held)
+        if learned:
+            async with self._ledger.edit() as change:
+                for known in learned:
+                    change.put(SPACE, known.descriptor.node, msgspec.msgpack.encode(known.record))
         if bad is not None:
             raise bad
 
@@ -165,22 +203,20 @@ class Gossip:
             said = {record.body for record in records}
             neighbour.owed = {n: owed for n, owed in neighbour.owed.items() if owed.body not in said}
 
-    async def _learn(self, peer: str, known: Known) -> None:
+    def _learn(self, peer: str, known: Known) -> bool:
+        """Tell everyone about it who should know; whether it is to be kept."""
         node = known.descriptor.node
         if node == self._pairing.name:  # said by this node before it was restored, with keys it has no more
             self._announced = max(self._announced, known.descriptor.sequence)
             self.hurry()
-            return
+            return False
         self._pairing.heard(node)
         self._spread(known, but=peer)
         if node != peer:
             self._remind(known)
-        if node == peer and (neighbour := self._neighbours.get(peer)) is not None:
-            for other in self._directory.known():
-                if other.descriptor.node != peer:
-                    neighbour.owe(other.descriptor.node, other.record)
-        async with self._ledger.edit() as change:
-            change.put(SPACE, node, msgspec.msgpack.encode(known.record))
+        elif (neighbour := self._neighbours.get(peer)) is not None:
+            neighbour.doubt()
+        return True
 
     def _spread(self, known: Known, but: str) -> None:
         for name, neighbour in self._neighbours.items():
@@ -196,20 +232,42 @@ class Gossip:
             await asyncio.sleep(max(0.0, last + GATHER - loop.time()))
             last = loop.time()
             self._drop_expired(neighbour)
-            owed = dict(neighbour.owed)
             try:
-                await self._call(name, encode_records(list(owed.values())))
+                if neighbour.doubtful:
+                    await self._compare(name, neighbour)
+                told = neighbour.some()
+                if told:
+                    await self._call(name, encode_records(list(told.values())))
             except KeyhaulError as error:
                 log.info("descriptors not delivered", peer=name, cause=error.cause)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a key)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             pause = FIRST_PAUSE
-            for node, record in owed.items():
+            for node, record in told.items():
                 if neighbour.owed.get(node) is record:
                     del neighbour.owed[node]
-            if not neighbour.owed:
+            if not neighbour.owed and not neighbour.doubtful:
                 neighbour.news.clear()
+
+    async def _compare(self, name: str, neighbour: _Neighbour) -> None:
+        """Owe a neighbour what it lacks of all that is held here, and nothing that it has."""
+        known = self._directory.known(self._clock.now())
+        held = {each.descriptor.node: each for each in known if each.descriptor.node != name}
+        neighbour.doubtful = False
+        try:
+            answer = await self._call(name, encode_stamps({node: each.stamp for node, each in held.items()}))
+            lacks = set(decode_names(answer))
+        except Malformed:  # of an earlier version
+            lacks = {*held}
+        except BaseException:
+            neighbour.doubtful = True
+            raise
+        for node, each in held.items():
+            if node in lacks:
+                neighbour.owed.setdefault(node, each.record)  # what is owed already is no older
+            elif neighbour.owed.get(node) is each.record:
+                del neighbour.owed[node]
 
     def _drop_expired(self, neighbour: _Neighbour) -> None:
         """Nobody takes an expired descriptor, so its node being gone must not make us repeat it for ever."""

@@ -40,5 +40,5 @@ class Kernel:
             raise Unauthorized(f"{peer!r} is not a neighbour on a sealed link")
         return await self._refills[peer].answer(body)
 
-    async def records(self, peer: str, body: bytes) -> None:
-        await self._gossip.receive(peer, body)
+    async def records(self, peer: str, body: bytes) -> bytes:
+        return await self._gossip.receive(peer, body)

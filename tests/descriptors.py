@@ -10,6 +10,7 @@ from keyhaul.control import (
     Directory,
     PublicKey,
     Record,
+    decode_told,
     publish,
 )
 from tests.neighbours import Anchors, Identity
@@ -38,6 +39,12 @@ def described(node: str = "vigo", domain: str = "lab", **changes: Any) -> Descri
 
 def record(signer: Identity | None = None, **changes: Any) -> Record:
     return publish(described(**changes), signer or Identity("vigo"))
+
+
+def records_of(body: bytes) -> list[Record]:
+    """The records of one message; none where it holds stamps."""
+    told = decode_told(body)
+    return told if isinstance(told, list) else []
 
 
 def directory() -> Directory:

@@ -166,8 +166,9 @@ class Memory:
         self._begin("refill", peer, body)
         return body[::-1]
 
-    async def records(self, peer: str, body: bytes) -> None:
+    async def records(self, peer: str, body: bytes) -> bytes:
         self._begin("records", peer, body)
+        return b""
 
     def _owe(self, peer: str, ids: list[UUID], status: AckStatus, about: ExtKeys | Void) -> None:
         if ids:

@@ -61,8 +61,8 @@ class Receiving(Protocol):
     async def refill(self, peer: str, body: bytes) -> bytes:
         """Link control between neighbours: a request and its answer (200)."""
 
-    async def records(self, peer: str, body: bytes) -> None:
-        """Signed descriptors (202)."""
+    async def records(self, peer: str, body: bytes) -> bytes:
+        """Signed descriptors, or which ones the neighbour holds, and the answer (202)."""
 
 
 _Act = Callable[[str, bytes, web.Request], Awaitable[web.Response]]
@@ -140,8 +140,8 @@ class NodePort:
         return web.Response(body=answer, content_type="application/octet-stream")
 
     async def _records(self, peer: str, body: bytes, request: web.Request) -> web.Response:
-        await self._kernel.records(peer, body)
-        return web.Response(status=202)
+        answer = await self._kernel.records(peer, body)
+        return web.Response(status=202, body=answer, content_type="application/octet-stream")
 
     # --- what all paths share
 

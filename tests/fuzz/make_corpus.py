@@ -199,7 +199,11 @@ def seeds() -> dict[str, dict[str, bytes]]:
             )
         },
         "dense_polynomial": {"zero": bytes(17), "ones": bytes([255] * 17), "small": bytes(range(34))},
-        "records": {"one": pack([[pack(descriptor), b"vigo", b"signature"]]), "none": pack([])},
+        "records": {
+            "one": pack([[pack(descriptor), b"vigo", b"signature"]]),
+            "none": pack([]),
+            "stamps": pack({"vigo": [7, bytes(16)], "nowhere": [1, b""]}),
+        },
         "refill_request": {
             "want": pack([4, ["k1", "k2"]]),
             "reply": pack([batch, ["k1"]]),

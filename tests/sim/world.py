@@ -474,8 +474,7 @@ class World:
         async def handle() -> bytes:
             if path == "refill":
                 return await node.refills[source].answer(body)
-            await node.gossip.receive(source, body)
-            return b""
+            return await node.gossip.receive(source, body)
 
         return await self.carry(source, target, handle)
 

@@ -18,8 +18,11 @@ from keyhaul.control import (
     Directory,
     Known,
     Record,
-    decode_records,
+    decode_names,
+    decode_told,
+    encode_names,
     encode_records,
+    encode_stamps,
 )
 from keyhaul.errors import Malformed, Tampered, Unauthorized, Unavailable
 from keyhaul.messages import labels
@@ -249,11 +252,34 @@ def test_sizes_of_bfv_keys_are_those_of_their_profiles() -> None:
 @pytest.mark.parametrize("body", [b"", b"\x93", b'{"a":1}', msgspec.msgpack.encode([[b"", b""]]), b"\xc1"])
 def test_records_that_cannot_be_read_are_malformed(body: bytes) -> None:
     with pytest.raises(Malformed):
-        decode_records(body)
+        decode_told(body)
 
 
 def test_a_flood_of_records_is_malformed() -> None:
     small = Record(b"", b"", b"")
-    assert len(decode_records(encode_records([small] * MAX_RECORDS))) == MAX_RECORDS
+    assert len(decode_told(encode_records([small] * MAX_RECORDS))) == MAX_RECORDS
     with pytest.raises(Malformed):
-        decode_records(encode_records([small] * (MAX_RECORDS + 1)))
+        decode_told(encode_records([small] * (MAX_RECORDS + 1)))
+
+
+def test_what_somebody_holds_is_compared_by_number_and_content() -> None:
+    held = directory()
+    known = held.receive(record(), NOW)
+    assert known is not None
+    sequence, digest = known.stamp
+    assert held.lacking({"vigo": known.stamp}) == []
+    assert held.lacking({"vigo": (sequence - 1, b"")}) == []
+    assert held.lacking({"vigo": (sequence + 1, digest)}) == ["vigo"]
+    assert held.lacking({"vigo": (sequence, bytes(16))}) == ["vigo"]
+    assert held.lacking({"bilbao": (0, b""), "nowhere": (1, b"")}) == ["bilbao"]
+
+
+def test_stamps_and_names_travel_and_nonsense_is_malformed() -> None:
+    stamps = {"vigo": (7, bytes(16)), "bilbao": (0, b"")}
+    assert decode_told(encode_stamps(stamps)) == stamps
+    assert decode_names(encode_names(["vigo"])) == ["vigo"]
+    for body in (b"", b"\x93", b"\x91\xa1\xff"):
+        with pytest.raises(Malformed):
+            decode_names(body)
+    with pytest.raises(Malformed):
+        decode_told(encode_stamps({str(number): (0, b"") for number in range(MAX_RECORDS + 1)}))

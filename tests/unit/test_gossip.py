@@ -13,15 +13,15 @@ from keyhaul.control import (
     Descriptor,
     Directory,
     Record,
-    decode_records,
+    decode_told,
     encode_records,
     publish,
 )
-from keyhaul.errors import PeerUnreachable, StoreUnavailable, Tampered, Unauthorized
+from keyhaul.errors import Malformed, PeerUnreachable, StoreUnavailable, Tampered, Unauthorized
 from keyhaul.pairing import Pairing
 from keyhaul.stores.memory import MemoryLedger
 from keyhaul.testbed.clock import LoopClock, run
-from tests.descriptors import ANCHORS, DOMAINS, NOW, described, directory, record
+from tests.descriptors import ANCHORS, DOMAINS, NOW, described, directory, record, records_of
 from tests.neighbours import Identity
 
 
@@ -37,7 +37,7 @@ class Post:
         clock: LoopClock | None = None,
     ) -> None:
         self.net = net
-        self.deaf = False
+        self.deaf = self.old = False
         self.heard: list[tuple[str, str, int]] = []
         self.calls = 0
         self.ledger = MemoryLedger()
@@ -49,11 +49,12 @@ class Post:
             if net[peer].deaf:
                 raise PeerUnreachable(f"{peer} does not answer")
             net[peer].calls += 1
-            for each in decode_records(body):
+            for each in records_of(body):
                 said = msgspec.msgpack.decode(each.body, type=Descriptor)
                 net[peer].heard.append((name, said.node, said.sequence))
-            await net[peer].gossip.receive(name, body)
-            return b""
+            if net[peer].old and not isinstance(decode_told(body), list):
+                raise Malformed("the body is not a list of records")
+            return await net[peer].gossip.receive(name, body)
 
         self.gossip = gossip.Gossip(neighbours, call, self.directory, self.pairing, self.ledger, clock)
         net[name] = self
@@ -176,6 +177,7 @@ def test_a_neighbour_is_not_told_what_it_says_itself() -> None:
         record = net["vigo"].pairing.announce()
         await net["bilbao"].gossip.receive("vigo", encode_records([record]))
         await asyncio.sleep(5)
+        net["derio"].directory.receive(record, LoopClock().now())
         await net["bilbao"].gossip.receive("derio", encode_records([record]))
         net["derio"].deaf = False
         await asyncio.sleep(20)
@@ -228,6 +230,76 @@ def test_a_neighbour_that_comes_back_is_told_everything() -> None:
         tasks.append(asyncio.ensure_future(fresh.gossip.run()))
         await asyncio.sleep(20)
         assert fresh.directory.nodes() == ["bilbao", "derio", "vigo"]
+        for task in tasks:
+            task.cancel()
+
+    run(story())
+
+
+def test_a_neighbour_that_announces_itself_again_is_sent_nothing_it_has() -> None:
+    async def story() -> None:
+        net = await line()
+        tasks = [asyncio.ensure_future(post.gossip.run()) for post in net.values()]
+        await asyncio.sleep(5)
+        derio = net["derio"]
+        derio.heard.clear()
+        derio.calls = 0
+        await derio.gossip.announce()
+        await asyncio.sleep(5)
+        assert (derio.calls, derio.heard) == (1, []), "one question, no record"
+        for task in tasks:
+            task.cancel()
+
+    run(story())
+
+
+def test_a_restart_tells_neighbours_only_what_they_lack() -> None:
+    async def story() -> None:
+        net = await line()
+        bilbao, derio = net["bilbao"], net["derio"]
+        news = net["vigo"].pairing.announce()
+        await bilbao.gossip.receive("vigo", encode_records([news]))
+        await derio.gossip.receive("bilbao", encode_records([news]))
+        later = net["vigo"].pairing.announce(10**15)
+        await bilbao.gossip.receive("vigo", encode_records([later]))
+        for neighbour in bilbao.gossip._neighbours.values():  # as if it ended here
+            neighbour.owed.clear()
+        task = asyncio.ensure_future(bilbao.gossip.run())
+        await asyncio.sleep(5)
+        assert [each[1:] for each in derio.heard if each[1] == "vigo"] == [("vigo", 10**15 + 1)]
+        assert [each for each in net["vigo"].heard if each[1] == "vigo"] == []
+        task.cancel()
+
+    run(story())
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_neighbour_of_an_earlier_version_gets_everything(old: bool) -> None:
+    async def story() -> None:
+        net = await line()
+        net["derio"].old = old
+        tasks = [asyncio.ensure_future(post.gossip.run()) for post in net.values()]
+        await asyncio.sleep(5)
+        net["derio"].heard.clear()
+        await net["derio"].gossip.announce()
+        await asyncio.sleep(5)
+        assert {about for _, about, _ in net["derio"].heard} == ({"vigo", "bilbao"} if old else set())
+        for task in tasks:
+            task.cancel()
+
+    run(story())
+
+
+def test_what_is_owed_goes_in_messages_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gossip, "LARGEST", 1)
+
+    async def story() -> None:
+        net = await line()
+        tasks = [asyncio.ensure_future(net[name].gossip.run()) for name in ("vigo", "bilbao")]
+        await asyncio.sleep(5)
+        derio = net["derio"]
+        assert derio.directory.nodes() == ["bilbao", "vigo"]
+        assert derio.calls == 3, "a question, and one record at a time"
         for task in tasks:
             task.cancel()
 

@@ -20,6 +20,7 @@ from keyhaul.messages.payload import Context, Pair, Payload, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
+from tests.descriptors import records_of
 from tests.neighbours import Anchors, Identity
 from tests.vectors import make
 from tests.vectors.files import FOLDER, Vector, read_all
@@ -165,7 +166,7 @@ def test_descriptor(vector: Vector) -> None:
     directory = control.Directory(Anchors(), {"vigo": "lab", "derio": "lab"})
     if vector.expect != "ok":
         with pytest.raises(ERRORS[vector.expect]):
-            directory.receive(control.decode_records(vector.body)[0], make.NOW)
+            directory.receive(records_of(vector.body)[0], make.NOW)
         assert directory.nodes() == []
         return
     fields, now = vector.fields, make.NOW
@@ -184,7 +185,7 @@ def test_descriptor(vector: Vector) -> None:
         tuple(fields["labels"].split()),
     )
     assert control.encode_records([control.publish(said, Identity("vigo"))]) == vector.body
-    known = directory.receive(control.decode_records(vector.body)[0], make.NOW)
+    known = directory.receive(records_of(vector.body)[0], make.NOW)
     assert known is not None
     assert known.descriptor == said
 
