@@ -165,7 +165,7 @@ def encode_stamps(stamps: Stamps) -> bytes:
 def decode_told(body: bytes) -> list[Record] | Stamps:
     """What a neighbour posted: records, or the stamps of those it holds. Raises Malformed."""
     try:
-        told = _decode_told(body)
+        told: list[Record] | Stamps = _decode_told(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Malformed(f"the body is neither records nor stamps of records ({error})") from None
     if len(told) > MAX_RECORDS:

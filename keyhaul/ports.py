@@ -65,8 +65,8 @@ class Ledger(Protocol):
 
     async def get(self, ref: Ref) -> Row | None: ...
 
-    async def find(self, key_id: UUID) -> list[Row]:
-        """All rows of one key id at this node, without their secrets."""
+    async def find(self, *key_ids: UUID) -> list[Row]:
+        """All rows of these key ids at this node, without their secrets; those of one id by their legs."""
 
     def edit(self, *refs: Ref) -> AbstractAsyncContextManager[Change]:
         """Open a unit of work; locks are taken in sorted order, so edits never dead-lock."""

@@ -105,6 +105,8 @@ def handed_over(statement: dict[str, str]) -> dict[str, str]:
 
 def joined(statements: Sequence[dict[str, str]]) -> dict[str, str]:
     """One statement for a key that went to several nodes: every value that occurs; labels all have."""
+    if len(statements) == 1:
+        return dict(statements[0])
     names = {name for statement in statements for name in statement}
     whole = {
         name: ", ".join(dict.fromkeys(each[name] for each in statements if name in each))

@@ -96,14 +96,17 @@ class Settlement:
         statuses: dict[Ref, list[_Report]] = defaultdict(list)
         for ack in acks:
             story.tell(log, "acknowledged", by=peer, status=ack.status, **_told(ack.key_ids))
-            proofs = confirming.proofs_of(ack, self.site.settings.pen)
+            proofs, targets = confirming.proofs_of(ack, self.site.settings.pen), {*ack.target_sae_ids}
+            rows: dict[UUID, list[Row]] = defaultdict(list)
+            for row in await self.site.ledger.find(*dict.fromkeys(ack.key_ids)):
+                rows[row.ref.key_id].append(row)
             for key_id, proof in zip(ack.key_ids, proofs, strict=True):
-                known = await self.site.ledger.find(key_id)
+                known = rows[key_id]
                 found = [
                     (row.ref, leg)
                     for row in known
                     for leg, hop in row.peers.items()
-                    if hop == peer and set(self.site.targets_at(row, leg)) == set(ack.target_sae_ids)
+                    if hop == peer and {*self.site.targets_at(row, leg)} == targets
                 ]
                 ours = any(row.upstream == peer for row in known)  # the answer to a void that went up
                 if not found and opened is None and not ours:
@@ -340,14 +343,21 @@ class Settlement:
 
     async def settled(self, messages: Sequence[Message]) -> None:
         """Neighbours accepted these: off the disk with them, and their rows are `sent`."""
-        refs = [ref for message in messages if message.path == etsi020.EXT_KEYS for ref in message.refs]
         now = self.site.clock.now()
+        refs = [ref for message in messages for ref in await self._unsent(message)]
         async with self.site.ledger.edit(*dict.fromkeys(refs)) as change:
             for row in change.rows.values():
                 if row is not None and row.state is State.SENDING:
                     lifecycle.step(row, State.SENT, now)
             for message in messages:
                 change.drop(message.id)
+
+    async def _unsent(self, message: Message) -> Sequence[Ref]:
+        """Rows that may be `sending` still: most have been acknowledged when their message is settled."""
+        if message.path != etsi020.EXT_KEYS:
+            return ()
+        async with self.site.ledger.together(message.refs) as herd:
+            return () if herd is not None and herd.row.state is not State.SENDING else message.refs
 
     async def refused(self, message: Message, answer: Answer) -> None:
         """The neighbour kept nothing: the leg has failed. For an ack or a void there is nothing to undo."""

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
+import operator
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -478,15 +480,25 @@ def _row(block: Block, at: int, ref: Ref | None = None) -> Row:
 def _alike(rows: Sequence[Row]) -> bool:
     """Whether rows differ in nothing but ids, the values of their secrets, and those of their proofs."""
     first, *others = rows
-    data, width, lengths = records.row_data(first, bare=True), _width(first), _lengths(first)
+    said, width, lengths = _said(first), _width(first), _lengths(first)
     return (
         width != 0
-        and len(set(lengths)) <= 1
+        and len({*lengths.values()}) <= 1
         and all(
-            _width(row) == width and _lengths(row) == lengths and records.row_data(row, bare=True) == data
+            _width(row) == width and _said(row) == said and [*_lengths(row).items()] == [*lengths.items()]
             for row in others
         )
     )
+
+
+_said = operator.attrgetter(
+    *(
+        each.name
+        for each in dataclasses.fields(Row)
+        if each.name not in ("ref", "secret", "proofs", "version")
+    )
+)
+"""What rows of a block share; of proofs they share the names."""
 
 
 def _width(row: Row) -> int:
@@ -494,8 +506,8 @@ def _width(row: Row) -> int:
     return -1 if row.secret is None else len(row.secret)
 
 
-def _lengths(row: Row) -> list[int]:
-    return [len(proof) for proof in row.proofs.values()]
+def _lengths(row: Row) -> dict[str, int]:
+    return {name: len(proof) for name, proof in row.proofs.items()}
 
 
 def _marks(row: Row) -> bytes:

@@ -40,8 +40,9 @@ class MemoryLedger:
         await self._turn()
         return self._draft(ref)
 
-    async def find(self, key_id: UUID) -> list[Row]:
-        return await self._select(lambda row: row.ref.key_id == key_id)
+    async def find(self, *key_ids: UUID) -> list[Row]:
+        wanted = {*key_ids}
+        return await self._select(lambda row: row.ref.key_id in wanted)
 
     @asynccontextmanager
     async def edit(self, *refs: Ref) -> AsyncIterator[StagedChange]:

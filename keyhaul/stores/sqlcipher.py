@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
@@ -27,8 +27,6 @@ from keyhaul.stores.locks import RefLocks
 
 FORGET_CHUNK = 512
 
-_ROW = "SELECT version, data, secret FROM rows WHERE key_id = ? AND leg = ?"
-_FIND = "SELECT key_id, leg, version, data FROM rows WHERE key_id = ? ORDER BY leg"
 # INDEXED BY makes a query that would read the whole table an error, whatever the planner thinks.
 _ROWS = "SELECT key_id, leg, version, data FROM rows INDEXED BY rows_by_pair WHERE phase < 4 AND "
 _VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -72,7 +70,13 @@ def _insert_rows(number: int) -> str:
     return f"INSERT INTO rows VALUES {', '.join([_VALUES] * number)} ON CONFLICT DO NOTHING"  # noqa: S608
 
 
+@functools.cache
+def _of_ids(columns: str, number: int) -> str:
+    return f"SELECT key_id, leg, {columns} FROM rows WHERE key_id IN ({', '.join('?' * number)})"  # noqa: S608
+
+
 RECENT_ROWS = 16_384
+MOST_READ = 128  # rows of one point read
 _Record = tuple[int, bytes, bytes | None]
 
 
@@ -119,9 +123,11 @@ class SqlcipherLedger:
         # Asked once more: the row may have left its block between the first look and the second.
         return self._row(ref) or self._blocks.row(ref) or self._row(ref)
 
-    async def find(self, key_id: UUID) -> list[Row]:
-        found = [_without_secret(record) for record in self.engine.read(_FIND, key_id.bytes)]
-        return sorted(found + self._blocks.find(key_id), key=lambda row: row.ref.leg)
+    async def find(self, *key_ids: UUID) -> list[Row]:
+        found = [_without_secret(record) for record in self._records("version, data", key_ids)]
+        for key_id in key_ids:
+            found += self._blocks.find(key_id)
+        return sorted(found, key=lambda row: row.ref.leg)
 
     def edit(self, *refs: Ref) -> _Edit:
         return _Edit(self, refs)
@@ -130,7 +136,9 @@ class SqlcipherLedger:
         """What an edit opens with, and the locks it holds."""
         held = await self._locks.take(refs)
         try:
-            return StagedChange({ref: self._blocks.row(ref) or self._row(ref) for ref in refs}), held
+            drafts = {ref: self._blocks.row(ref) for ref in refs}
+            drafts |= self._rows([ref for ref, row in drafts.items() if row is None])
+            return StagedChange(drafts), held
         except BaseException:
             self._locks.release(held)
             raise
@@ -307,13 +315,29 @@ class SqlcipherLedger:
 
     # -- decoding --------------------------------------------------------------------------------
 
+    def _records(self, columns: str, key_ids: Sequence[UUID]) -> Iterator[Record]:
+        """Id, leg and these columns of the rows of some ids, in as few reads as it takes."""
+        for start in range(0, len(key_ids), MOST_READ):
+            some = [key_id.bytes for key_id in key_ids[start : start + MOST_READ]]
+            # One id again and again, so that there are few statements to prepare.
+            some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
+            yield from self.engine.read(_of_ids(columns, len(some)), *some)
+
     def _row(self, ref: Ref) -> Row | None:
-        record = self._recent.get(ref)
-        if record is None:
-            found = self.engine.read(_ROW, ref.key_id.bytes, ref.leg)
-            if not found:
-                return None
-            record = found[0]
+        return self._rows([ref])[ref]
+
+    def _rows(self, refs: Sequence[Ref]) -> dict[Ref, Row | None]:
+        """Rows that are in no block, or None for those that are nowhere."""
+        found = {ref: self._recent.get(ref) for ref in refs}
+        unread = {(ref.key_id.bytes, ref.leg): ref for ref, record in found.items() if record is None}
+        ids = [ref.key_id for ref in unread.values()]
+        for key_id, leg, *record in self._records("version, data, secret", ids):
+            if (ref := unread.get((key_id, leg))) is not None:
+                version, data, secret = record
+                found[ref] = version, data, secret
+        return {ref: None if record is None else self._opened(ref, record) for ref, record in found.items()}
+
+    def _opened(self, ref: Ref, record: _Record) -> Row:
         version, data, sealed = record
         row = _decoded(ref, version, data)
         if sealed is not None:
