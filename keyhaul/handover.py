@@ -3,7 +3,7 @@
 At the origin the keys of an application here, or of another foreign key manager, leave for the one behind
 which their target sits. At a destination the same happens to keys that came over links of ours: the node is
 the last one that can check them, holds them until the key manager has acknowledged them, and only then says
-to the origin that they arrived.
+to the origin that they arrived. Optional extensions go along, over one gateway or two (`messages.carrying`).
 """
 
 from __future__ import annotations
@@ -42,12 +42,18 @@ def transfer(
 
 
 def onward(
-    site: Site, letters: Letters, context: Context, keys: Iterable[Secret] | None, deadline: float
+    site: Site,
+    letters: Letters,
+    context: Context,
+    keys: Iterable[Secret] | None,
+    deadline: float,
+    optional: Mapping[str, Any],
 ) -> list[Message]:
     """What a destination passes on of keys that came over links of ours: one message a key manager.
 
-    Nothing of keys that were refused (None), and nothing where all targets are applications here. Raises
-    NoRoute where the policy of this node demands labels of these applications.
+    `optional` are the extensions that came with them, from the key manager at the other gateway. Nothing of
+    keys that were refused (None), and nothing where all targets are applications here. Raises NoRoute where
+    the policy of this node demands labels of these applications.
     """
     if keys is None:
         return []
@@ -57,5 +63,6 @@ def onward(
     for leg, targets in site.legs(context.targets).items():
         if leg != site.name:
             refuse_plain(leg, site, ask)
-            messages.append(transfer(site, letters, leg, pairs, context.initiator, targets, deadline))
+            given = (pairs, context.initiator, targets, deadline, optional)
+            messages.append(transfer(site, letters, leg, *given))
     return messages

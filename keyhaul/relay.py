@@ -36,7 +36,7 @@ from keyhaul.errors import (
 )
 from keyhaul.keys import Event, Message, Ref, Row, Secret, State
 from keyhaul.letters import Letters
-from keyhaul.messages import confirming, etsi020, receipts, tracecontext
+from keyhaul.messages import carrying, confirming, etsi020, receipts, tracecontext
 from keyhaul.messages.etsi020 import Ack, AckStatus, ExtKeys
 from keyhaul.messages.payload import NO_PAIR, Context, Payload, Scheme, renewing
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
@@ -180,9 +180,10 @@ class Relay:
         pair = NO_PAIR
         if scheme.authenticated:
             pair = await self.site.pairing.outgoing(destination, batch.deadline, once=scheme.once)
-        payload = await _apart(
-            scheme, context, scheme.originate, [key for _, key in batch.keys], context, pair
-        )
+        if beyond:
+            context = carrying.carrying(context, pair, batch.optional)
+        bare = [key for _, key in batch.keys]
+        payload = await _apart(scheme, context, scheme.originate, bare, context, pair)
         wrapping = Wrapping(context, payload, batch.deadline)
         leave = None if batch.leave is None else batch.leave.get(hops[1], 0)
         first = (hops[1], self.site.name, batch.deadline, batch.initiator, leave)
@@ -375,9 +376,9 @@ class Relay:
         context, now = wrapping.context, self.site.clock.now()
         scheme = self._scheme(context.scheme)
         bare = self._bare(scheme, wrapping, opened)
-        keys, proofs = await self._unpack(scheme, context, bare)
+        keys, proofs, optional = await self._unpack(scheme, context, bare)
         took = b"" if bare is None else _receipt(scheme, context, bare)
-        messages = handover.onward(self.site, self._letters, context, keys, wrapping.deadline)
+        messages = handover.onward(self.site, self._letters, context, keys, wrapping.deadline, optional)
         rows = [self._accepted(peer, wrapping, key_id, now, took) for key_id in context.key_ids]
         for at, row in enumerate(rows):
             if keys is None:
@@ -422,8 +423,8 @@ class Relay:
 
     async def _unpack(
         self, scheme: Scheme, context: Context, bare: Payload | None
-    ) -> tuple[list[Secret] | None, dict[UUID, bytes]]:
-        """The keys and what confirms them, or None when they are not what the origin sent.
+    ) -> tuple[list[Secret] | None, dict[UUID, bytes], Mapping[str, Any]]:
+        """The keys, what confirms them, and what goes on beside them; None for keys the origin did not send.
 
         One constant failure, no hint.
         """
@@ -437,7 +438,8 @@ class Relay:
             if scheme.authenticated:
                 pair = await self.site.pairing.incoming(bare.head, context.origin)
             keys = await _apart(scheme, context, scheme.deliver, bare, context, pair)
-            return keys, confirming.confirmations(pair, context) if scheme.authenticated else {}
+            proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
+            return keys, proofs, carrying.carried(context, pair)
         except (Tampered, Malformed, NoSuchTarget):
             self.site.pairing.refused(context.scheme)
             log.error(
@@ -446,7 +448,7 @@ class Relay:
                 keys=len(context.key_ids),
                 key_id=str(context.key_ids[0]),
             )
-            return None, {}
+            return None, {}, {}
 
     async def _answer_voided(self, peer: str, wrapping: Wrapping, opened: Opened) -> None:
         """The void overtook its keys: take the message in, keep nothing, say so."""

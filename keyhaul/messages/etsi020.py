@@ -353,6 +353,12 @@ def decode_void(body: bytes, *, confirmed: bool = False, liberal: bool = False, 
     return void
 
 
+def decode_extension(text: bytes) -> dict[str, Raw]:
+    """The members of an extension object as they were written. Raises Malformed, also if there are none."""
+    with _blaming():
+        return _extension(msgspec.json.decode(text, type=dict[str, Raw]), "the extension")
+
+
 def plain(value: Any) -> Any:
     """The Python value of an extension member, decoded or not."""
     return msgspec.json.decode(value) if isinstance(value, Raw) else value

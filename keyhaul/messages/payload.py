@@ -5,6 +5,7 @@ Values and a Protocol; the schemes themselves are in `keyhaul.schemes`.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Protocol, cast
 from uuid import UUID
 
 import msgspec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.keys import Secret
@@ -25,7 +28,8 @@ TAG_BYTES = 16
 class Context:
     """What the origin vouches for besides the bits: everything a relay could otherwise swap.
 
-    `size` is bits per key, `expires` whole Unix seconds, `route` the nodes from origin to destination.
+    `size` is bits per key, `expires` whole Unix seconds, `route` the nodes from origin to destination,
+    `carried` what the destination hands over beside the keys (`messages.carrying`), mostly nothing.
     """
 
     scheme: str
@@ -38,23 +42,25 @@ class Context:
     expires: int
     route: tuple[str, ...]
     trust: tuple[tuple[str, str], ...]
+    carried: bytes = b""
 
     def transcript(self) -> bytes:
         """One byte string for one context (msgpack arrays of fixed order are unambiguous)."""
-        return msgspec.msgpack.encode(
-            [
-                self.scheme,
-                self.origin,
-                self.destination,
-                self.initiator,
-                list(self.targets),
-                [key_id.bytes for key_id in self.key_ids],
-                self.size,
-                self.expires,
-                list(self.route),
-                [list(pair) for pair in self.trust],
-            ]
-        )
+        said: list[object] = [
+            self.scheme,
+            self.origin,
+            self.destination,
+            self.initiator,
+            list(self.targets),
+            [key_id.bytes for key_id in self.key_ids],
+            self.size,
+            self.expires,
+            list(self.route),
+            [list(pair) for pair in self.trust],
+        ]
+        if self.carried:
+            said.append(self.carried)
+        return msgspec.msgpack.encode(said)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -123,6 +129,13 @@ class Renewing(Protocol):
 def renewing(scheme: Scheme) -> Renewing | None:
     """The scheme, if it is one of these."""
     return cast(Renewing, scheme) if hasattr(scheme, "renew") else None
+
+
+def stream(pair: Pair, context: Context, label: bytes, length: int) -> bytes:
+    """Bytes that only the two ends of a pair can make, others for each context and each label."""
+    info = label + hashlib.sha384(context.transcript()).digest()
+    key = HKDF(hashes.SHA384(), 48, pair.id, info).derive(pair.secret.reveal())
+    return hashlib.shake_256(key).digest(length)
 
 
 def origin_tag(pair: Pair, context: Context, *parts: bytes) -> bytes:

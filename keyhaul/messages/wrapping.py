@@ -22,6 +22,7 @@ from keyhaul.messages.tracecontext import TraceContext
 
 VERSION = 1
 MAX_ROUTE = 256
+MAX_CARRIED = 16_384  # bytes of a foreign key manager's optional extensions, as JSON
 LAST_SECOND = 1 << 40  # Unix time no sender can mean, far within a float
 
 
@@ -34,7 +35,7 @@ class Wrapping:
     deadline: float
 
 
-class _Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     v: int
     scheme: str
     origin: str
@@ -46,6 +47,7 @@ class _Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trust: tuple[tuple[str, str], ...]
     head: str
     tail: str
+    carried: str = ""
 
 
 def name(pen: int) -> str:
@@ -70,6 +72,7 @@ def wrap(wrapping: Wrapping, callback: str, pen: int, trace: TraceContext | None
         trust=context.trust,
         head=base64.b64encode(payload.head).decode(),
         tail=base64.b64encode(payload.body[end:]).decode(),
+        carried=base64.b64encode(context.carried).decode(),
     )
     keys = tuple(
         ExtKey(key_id, payload.body[at * width : (at + 1) * width])
@@ -89,9 +92,12 @@ def unwrap(transfer: ExtKeys, pen: int) -> Wrapping | None:
         extension = msgspec.json.decode(raw, type=_Extension)
         head = base64.b64decode(extension.head, validate=True)
         tail = base64.b64decode(extension.tail, validate=True)
+        carried = base64.b64decode(extension.carried, validate=True)
     except (msgspec.MsgspecError, ValueError):  # not base64, not UTF-8
         raise Malformed("the keyhaul extension cannot be read", invalid_parameter=name(pen)) from None
     _check(extension, transfer)
+    if len(carried) > MAX_CARRIED:
+        raise Malformed(f"more than {MAX_CARRIED} bytes are carried", invalid_parameter=name(pen))
     context = Context(
         scheme=extension.scheme,
         origin=extension.origin,
@@ -103,6 +109,7 @@ def unwrap(transfer: ExtKeys, pen: int) -> Wrapping | None:
         expires=extension.expires,
         route=extension.route,
         trust=extension.trust,
+        carried=carried,
     )
     body = b"".join(key.value for key in transfer.keys) + tail
     return Wrapping(context, Payload(extension.scheme, head, body), extension.deadline)

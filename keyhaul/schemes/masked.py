@@ -13,11 +13,7 @@ opens one batch; it costs 4.6 kB and two signature operations a batch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keyhaul.errors import Tampered
 from keyhaul.keys import Secret
@@ -31,6 +27,7 @@ from keyhaul.messages.payload import (
     check_origin_tag,
     origin_tag,
     split_keys,
+    stream,
 )
 
 
@@ -47,7 +44,7 @@ class Masked:
 
     def originate(self, keys: Sequence[Secret], context: Context, pair: Pair) -> Payload:
         bare = b"".join(key.reveal() for key in keys)
-        masked = xor(bare, _stream(pair, context, len(bare)))
+        masked = xor(bare, stream(pair, context, labels.MASK_STREAM, len(bare)))
         return Payload(self.name, pair.id + pair.statement, masked + origin_tag(pair, context, masked))
 
     def pad_bytes(self, payload: Payload) -> int:
@@ -64,13 +61,8 @@ class Masked:
         masked, given = payload.body[:-TAG_BYTES], payload.body[-TAG_BYTES:]
         # Who sent it is settled before anything is unmasked (blind relay study, §5).
         check_origin_tag(pair, context, given, masked)
-        slices, rest = split_keys(xor(masked, _stream(pair, context, len(masked))), context)
+        bare = xor(masked, stream(pair, context, labels.MASK_STREAM, len(masked)))
+        slices, rest = split_keys(bare, context)
         if rest:
             raise Tampered
         return [Secret(piece) for piece in slices]
-
-
-def _stream(pair: Pair, context: Context, length: int) -> bytes:
-    info = labels.MASK_STREAM + hashlib.sha384(context.transcript()).digest()
-    key = HKDF(hashes.SHA384(), 48, pair.id, info).derive(pair.secret.reveal())
-    return hashlib.shake_256(key).digest(length)

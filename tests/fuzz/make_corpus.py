@@ -173,7 +173,12 @@ def seeds() -> dict[str, dict[str, bytes]]:
         },
         "sealed_envelope": {"kem": sealed, "otp": sealed.replace(b"\xa3kem", b"\xa3otp")},
         "envelope_content": {"ack": pack(["ack", b"[]"])},
-        "wrapping": {"masked": _json(EXTENSION)},
+        "wrapping": {"masked": _json(EXTENSION), "carries": _json({**EXTENSION, "carried": "e30="})},
+        "carried": {
+            "two": _json(extended["extension_optional"] | {"E1_y": "z"}),
+            "prefix": _json({"x": 1}),
+            "none": b"{}",
+        },
         "traceparent": {
             "example": _json("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
             "later": _json("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"),

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -26,12 +26,12 @@ from keyhaul.edge import frames
 from keyhaul.errors import ConfigError, KeyhaulError, Malformed
 from keyhaul.keys import Secret
 from keyhaul.links import onetime, refill
-from keyhaul.messages import envelope, etsi014, etsi020, problems, skip, tracecontext
+from keyhaul.messages import carrying, envelope, etsi014, etsi020, problems, skip, tracecontext
 from keyhaul.messages.confirming import proofs_of
 from keyhaul.messages.envelope import Material
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
-from keyhaul.messages.payload import Context, Pair, Payload, Scheme, renewing
-from keyhaul.messages.wrapping import Wrapping, name, unwrap, wrap
+from keyhaul.messages.payload import NO_PAIR, Context, Pair, Payload, Scheme, renewing
+from keyhaul.messages.wrapping import MAX_CARRIED, Wrapping, name, unwrap, wrap
 from keyhaul.pairing import Pairing
 from keyhaul.policy import Limits
 from keyhaul.schemes.bfv import DENSE
@@ -276,6 +276,14 @@ def wrapping(data: bytes) -> None:
     _same(_parts(again), _parts(found))
 
 
+def carried(data: bytes) -> None:
+    """The extensions that a payload carries, as their origin wrote them: it may be a node that lies."""
+    if not 0 < len(data) <= MAX_CARRIED:
+        raise Malformed("nothing, or more than a wrapping lets through")
+    found = carrying.carried(replace(CONTEXT, carried=data), NO_PAIR)
+    _same(carrying.carried(carrying.carrying(CONTEXT, NO_PAIR, found), NO_PAIR), found)
+
+
 def traceparent(data: bytes) -> None:
     """The member of an optional extension that names a trace: one of version 00, or none."""
     found = tracecontext.read({tracecontext.extension_name(PEN): msgspec.Raw(data)}, PEN)
@@ -455,6 +463,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         sealed_envelope,
         envelope_content,
         wrapping,
+        carried,
         traceparent,
         worker_frames,
         payload,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from msgspec import Raw
 
-from keyhaul.errors import ExtensionRefused, Unavailable
+from keyhaul.errors import ExtensionRefused, TooLarge, Unavailable, Unsupported
 from keyhaul.keys import State
 from keyhaul.messages import etsi020
 from keyhaul.messages.etsi014 import LABELS
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
+from keyhaul.messages.wrapping import MAX_CARRIED, Wrapping
+from keyhaul.ports import Opened
 from keyhaul.settlement import GRACE
-from tests.sim.dialogue import Story, rows, state, states, told, void_of
+from tests.sim.dialogue import Story, failed_at, rows, state, states, told, void_of
 from tests.sim.world import Aim, World
 
 VALUE = bytes(range(32))
@@ -24,10 +30,13 @@ def between(story: Story, **options: object) -> None:
     told(story, foreign=BOTH, **options)  # type: ignore[arg-type]
 
 
-async def handed(world: World, target: str = "sae-far") -> UUID:
+async def handed(
+    world: World, target: str = "sae-far", optional: Mapping[str, Any] | None = None, **mandatory: Any
+) -> UUID:
     """The near key manager hands a key to its gateway `a`; nothing is waited for."""
     key_id = uuid4()
-    transfer = ExtKeys((ExtKey(key_id, VALUE),), "sae-kme", (target,), "https://kme")
+    keys = (ExtKey(key_id, VALUE),)
+    transfer = ExtKeys(keys, "sae-kme", (target,), "https://kme", mandatory, optional or {})
     await world.nodes["a"].relay.accept("kme", transfer)
     return key_id
 
@@ -129,3 +138,99 @@ def test_an_application_gets_no_key_that_the_far_key_manager_did_not_take() -> N
             await world.ask("a", "far")
 
     between(story, request_timeout=4.0)
+
+
+# ---------------------------------------------------------------------- optional extensions
+
+EXTENSIONS = {
+    "E32473_hops": Raw(b'{ "n": 1.50,"\\u00e9":[ true , null ] }'),
+    "E4711_note": Raw(b'"\xc3\xb1"'),
+    "E32473_traceparent": Raw(b'"theirs, whoever they are"'),
+}
+
+
+def extended(world: World) -> list[Mapping[str, Any]]:
+    """The optional extensions that the far key manager was given, of each message."""
+    return [
+        etsi020.decode_ext_keys(message.body).extension_optional
+        for message in world.foreigners["far"].inbox
+        if message.path == etsi020.EXT_KEYS
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["trusted", "masked"])
+def test_an_optional_extension_passes_both_gateways_as_it_was_written(scheme: str) -> None:
+    async def story(world: World) -> None:
+        await handed(world, optional=EXTENSIONS)
+        await handed(world)
+        await asyncio.sleep(2)
+        assert extended(world) == [EXTENSIONS, {}]
+
+    between(story, scheme=scheme)
+
+
+CHANGES: tuple[Callable[[bytes], bytes], ...] = (
+    lambda text: b"",
+    lambda text: bytes([text[0] ^ 1]) + text[1:],
+    lambda text: text[:-1],
+    lambda text: text + b"\0",
+)
+
+
+def test_a_relay_can_neither_read_an_extension_nor_change_it_nor_take_it_away() -> None:
+    async def story(world: World) -> None:
+        relay = world.nodes["b"].relay
+        honest, seen = relay._pass_on, list[bytes]()
+        for change in CHANGES:
+
+            async def cheating(
+                peer: str, wrapping: Wrapping, opened: Opened, change: Callable[[bytes], bytes] = change
+            ) -> None:
+                seen.append(wrapping.context.carried)
+                vouched = replace(wrapping.context, carried=change(wrapping.context.carried))
+                await honest(peer, replace(wrapping, context=vouched), opened)
+
+            relay._pass_on = cheating  # type: ignore[method-assign]
+            key_id = await handed(world, optional=EXTENSIONS)
+            await asyncio.sleep(2)
+            assert key_id in {row.ref.key_id for row in await failed_at(world, "d")}
+            assert world.foreigners["kme"].acks()[-1] == ("failed", key_id)
+        assert came(world) == []
+        assert len(seen) == len(CHANGES)
+        assert all(seen)
+        assert not any(word in text for text in seen for word in (b"hops", b"4711"))
+
+    between(story)
+
+
+def test_the_extensions_of_one_message_have_a_limit_and_nothing_of_it_is_kept() -> None:
+    async def story(world: World) -> None:
+        frame = len(b'{"E1_x":""}')
+        fits, more = ({"E1_x": Raw(b'"' + b"x" * (MAX_CARRIED - frame + at) + b'"')} for at in (0, 1))
+        await handed(world, optional=fits)
+        with pytest.raises(TooLarge, match="extension_optional"):
+            await handed(world, optional=more)
+        await asyncio.sleep(2)
+        assert extended(world) == [fits]
+        assert len(world.nodes["a"].ledger._rows) == 1
+
+    between(story)
+
+
+def test_an_unknown_mandatory_extension_is_refused_at_the_first_gateway() -> None:
+    async def story(world: World) -> None:
+        with pytest.raises(Unsupported):
+            await handed(world, optional=EXTENSIONS, E4711_must=Raw(b"1"))
+        await asyncio.sleep(2)
+        assert world.foreigners["far"].inbox == []
+
+    between(story)
+
+
+def test_what_ends_at_an_application_of_ours_takes_no_extension_along() -> None:
+    async def story(world: World) -> None:
+        key_id = await handed(world, "sae-d", EXTENSIONS)
+        await asyncio.sleep(2)
+        assert world.foreigners["kme"].acks() == [("relayed", key_id)]
+
+    between(story)

@@ -14,12 +14,14 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from msgspec import Raw
 
 from keyhaul.keys import Secret
-from keyhaul.messages import confirming, envelope, receipts
+from keyhaul.messages import carrying, confirming, envelope, receipts
 from keyhaul.messages.envelope import Header, Material, Mode, Suite
 from keyhaul.messages.etsi020 import AckStatus
-from keyhaul.messages.payload import Context, Pair, Payload
+from keyhaul.messages.payload import Context, Pair, Payload, Scheme
+from keyhaul.messages.wrapping import Wrapping, wrap
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 
@@ -131,6 +133,22 @@ def test_a_masked_payload_is_what_the_page_says() -> None:
     masked = xor(b"".join(KEYS), mask)
     assert payload.head == pair.id
     assert payload.body == masked + tag(pair, said, masked)
+
+
+@pytest.mark.parametrize("scheme", [Trusted(), Masked()], ids=lambda scheme: scheme.name)
+def test_what_a_payload_carries_is_what_the_page_says(scheme: Scheme) -> None:
+    pair, bare = Pair(b"i" * 16, Secret(b"s" * 32)), some_context(scheme.name)
+    context = carrying.carrying(bare, pair, {"E1_x": Raw(b'{ "a":1.0 }')})
+    before = hashlib.sha384(transcript(scheme.name)).digest()
+    stream = hkdf(b"s" * 32, pair.id, b"keyhaul/v1/scheme/carried-stream" + before, 48)
+    text = b'{"E1_x":{ "a":1.0 }}'
+    assert context.carried == xor(text, hashlib.shake_256(stream).digest(len(text)))
+    said = msgspec.msgpack.encode([*msgspec.msgpack.decode(transcript(scheme.name)), context.carried])
+    payload = scheme.originate([Secret(key) for key in KEYS], context, pair)
+    assert payload.body[-16:] == tag(pair, said, payload.body[:-16])
+    transfer = wrap(Wrapping(context, payload, 1.8e9), "https://a/ack", 32473)
+    extension = json.loads(bytes(transfer.extension_mandatory["E32473_keyhaul"]))
+    assert base64.b64decode(extension["carried"]) == context.carried
 
 
 def test_an_acknowledgement_proves_itself_as_the_page_says() -> None:

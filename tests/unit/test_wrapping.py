@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from keyhaul.errors import Malformed
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys, decode_ext_keys, encode_ext_keys
 from keyhaul.messages.payload import Context, Payload
-from keyhaul.messages.wrapping import Wrapping, name, unwrap, wrap
+from keyhaul.messages.wrapping import MAX_CARRIED, Wrapping, name, unwrap, wrap
 from tests.neighbours import context
 
 PEN = 32473
@@ -40,6 +40,7 @@ def wrappings(draw: st.DrawFn) -> Wrapping:
         expires=draw(st.integers(0, (1 << 40) - 1)),
         route=route,
         trust=tuple(draw(st.lists(st.tuples(names, names), max_size=3))),
+        carried=draw(st.binary(max_size=40)),
     )
     body = draw(st.binary(min_size=count * width, max_size=count * width + 40))
     payload = Payload(vouched.scheme, draw(st.binary(max_size=60)), body)
@@ -102,13 +103,20 @@ def test_the_sample_is_good_before_it_is_altered() -> None:
         {"deadline": "now"},
         {"trust": [["wire"]]},
         {"trust": [["wire", "its", "more"]]},
+        {"carried": "QQ"},
+        {"carried": None},
+        {"carried": "A" * (4 * MAX_CARRIED // 3 + 4)},
         {"surprise": 1},
     ],
-    ids=repr,
+    ids=lambda changes: repr(changes)[:60],
 )
 def test_an_extension_that_contradicts_itself_is_malformed(changes: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
         unwrap(altered(**changes), PEN)
+
+
+def test_a_payload_that_carries_nothing_does_not_say_so() -> None:
+    assert "carried" not in extension(sample())
 
 
 @pytest.mark.parametrize("missing", sorted(extension(sample())))

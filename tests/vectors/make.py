@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from uuid import UUID
 
 import msgspec
@@ -19,11 +20,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keyhaul import control
 from keyhaul.control import Directory
 from keyhaul.keys import Secret
-from keyhaul.messages import confirming, envelope, labels, payload
+from keyhaul.messages import carrying, confirming, envelope, labels, payload
 from keyhaul.messages.envelope import Header, Material, Mode, Suite
 from keyhaul.messages.etsi020 import AckStatus, encode_acks, encode_ext_keys
-from keyhaul.messages.payload import Context, Pair, Payload
-from keyhaul.messages.wrapping import Wrapping, wrap
+from keyhaul.messages.payload import Context, Pair, Payload, Scheme
+from keyhaul.messages.wrapping import MAX_CARRIED, Wrapping, wrap
 from keyhaul.pairing import Pairing
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
@@ -180,9 +181,17 @@ PAIR = Pair(fixed("pair id", 16), Secret(fixed("pair secret", 32)), fixed("state
 KEYS = [Secret(fixed("key 1", 32)), Secret(fixed("key 2", 32))]
 
 
+def context_text(vouched: Context) -> str:
+    """As JSON; a context that carries nothing does not say so."""
+    said = msgspec.to_builtins(vouched)
+    if not vouched.carried:
+        del said["carried"]
+    return msgspec.json.encode(said).decode()
+
+
 def context_fields(vouched: Context) -> dict[str, str]:
     return {
-        "context": msgspec.json.encode(vouched).decode(),
+        "context": context_text(vouched),
         "pair-id": PAIR.id.hex(),
         "pair-secret": PAIR.secret.reveal().hex(),
         "statement": PAIR.statement.hex(),
@@ -203,6 +212,30 @@ def payloads() -> Iterator[Vector]:
         fields = context_fields(vouched)
         for name, body in damaged(vouched, sent):
             yield Vector(f"payload/{scheme.name}-{name}.txt", {"expect": "tampered", **fields}, body)
+        yield from carried(scheme)
+
+
+EXTENSIONS = {"E32473_hops": msgspec.Raw(b'{ "n": 1.50 }'), "E32473_note": msgspec.Raw('"ñ"'.encode())}
+
+
+def carried(scheme: Scheme) -> Iterator[Vector]:
+    """A foreign key manager's optional extensions beside the keys: theirs, a relay's, or taken away."""
+    vouched = carrying.carrying(context(scheme=scheme.name), PAIR, EXTENSIONS)
+    sent = scheme.originate(KEYS, vouched, PAIR)
+    keys = {"keys": " ".join(key.reveal().hex() for key in KEYS), "head": sent.head.hex()}
+    good = {"expect": "ok", **context_fields(vouched), **keys, "optional": json_text(EXTENSIONS)}
+    yield Vector(f"payload/{scheme.name}-carries.txt", good, sent.body)
+    for name, text in (
+        ("carried-bit", flipped(vouched.carried, 0)),
+        ("carried-taken-away", b""),
+        ("carried-short", vouched.carried[:-1]),
+    ):
+        fields = context_fields(replace(vouched, carried=text))
+        yield Vector(f"payload/{scheme.name}-{name}.txt", {"expect": "tampered", **fields}, sent.body)
+
+
+def json_text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 CHANGES: dict[str, dict[str, object]] = {
@@ -233,19 +266,27 @@ def wrappings() -> Iterator[Vector]:
     sent = Trusted().originate(KEYS, vouched, PAIR)
     transfer = wrap(Wrapping(vouched, sent, NOW + 15.25), CALLBACK, PEN)
     good = encode_ext_keys(transfer, sealed=True)
-    fields = {
-        "context": msgspec.json.encode(vouched).decode(),
+    yield Vector("wrapping/trusted.txt", wrapping_fields(vouched, sent), good)
+    laden = replace(vouched, carried=fixed("carried", 40))
+    sent = Trusted().originate(KEYS, laden, PAIR)
+    body = encode_ext_keys(wrap(Wrapping(laden, sent, NOW + 15.25), CALLBACK, PEN), sealed=True)
+    yield Vector("wrapping/carries.txt", wrapping_fields(laden, sent), body)
+    for name, (old, new) in CONTRADICTIONS.items():
+        assert old in good, (name, old)
+        body = good.replace(old, new, 1)
+        yield Vector(f"wrapping/{name}.txt", {"expect": "malformed", "pen": str(PEN)}, body)
+
+
+def wrapping_fields(vouched: Context, sent: Payload) -> dict[str, str]:
+    return {
+        "expect": "ok",
+        "context": context_text(vouched),
         "head": sent.head.hex(),
         "payload": sent.body.hex(),
         "deadline": repr(NOW + 15.25),
         "callback": CALLBACK,
         "pen": str(PEN),
     }
-    yield Vector("wrapping/trusted.txt", {"expect": "ok", **fields}, good)
-    for name, (old, new) in CONTRADICTIONS.items():
-        assert old in good, (name, old)
-        body = good.replace(old, new, 1)
-        yield Vector(f"wrapping/{name}.txt", {"expect": "malformed", "pen": str(PEN)}, body)
 
 
 CONTRADICTIONS: dict[str, tuple[bytes, bytes]] = {
@@ -261,6 +302,8 @@ CONTRADICTIONS: dict[str, tuple[bytes, bytes]] = {
     "head-not-ascii": (b'"head":"', '"head":"é'.encode()),
     "tail-not-base64": (b'"tail":"', b'"tail":"='),
     "member-unknown": (b'"v":1', b'"v":1,"w":1'),
+    "carries-what-is-not-base64": (b'"v":1', b'"v":1,"carried":"*"'),
+    "carries-too-much": (b'"v":1', b'"v":1,"carried":"' + b"AAAA" * (MAX_CARRIED // 3 + 1) + b'"'),
     "expires-beyond-time": (b'"expires":1800086400', b'"expires":1' + b"0" * 400),
     "expires-negative": (b'"expires":1800086400', b'"expires":-1'),
     "deadline-beyond-time": (b'"deadline":1800000015.25', b'"deadline":1e300'),

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keyhaul import control
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.keys import Secret
-from keyhaul.messages import confirming, envelope, etsi020
+from keyhaul.messages import carrying, confirming, envelope, etsi020
 from keyhaul.messages.envelope import Header, Material
 from keyhaul.messages.payload import Context, Pair, Payload, Scheme
 from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
@@ -117,6 +117,8 @@ def test_payload(vector: Vector) -> None:
     sent = scheme.originate([Secret(key) for key in keys], vouched, pair)
     assert (sent.head, sent.body) == (vector.bytes_of("head"), vector.body)
     assert [key.reveal() for key in scheme.deliver(sent, vouched, pair)] == keys
+    if optional := vector.fields.get("optional"):
+        assert msgspec.json.encode(carrying.carried(vouched, pair)).decode() == optional
 
 
 # ---------------------------------------------------------------------- the 020 extension
