@@ -88,8 +88,10 @@ async def outcome(kme: MinimalKme, key_id: str) -> str:
 
 async def give(testbed: Testbed, kmes: dict[str, MinimalKme], node: str, other: str) -> str:
     key_id, kme = str(uuid4()), kmes[node]
+    saes = SAES[node], [SAES[other]]
+    extension = {"extension_optional": {"E32473_of": {"id": key_id, "n": [1.50, None]}}}
     status, _ = await asyncio.to_thread(
-        kme.send_keys, plain_url(testbed, node), SAES[node], [SAES[other]], {key_id: VALUE}
+        kme.send_keys, plain_url(testbed, node), *saes, {key_id: VALUE}, **extension
     )
     assert status == 202
     return key_id
@@ -102,6 +104,9 @@ def test_keys_pass_between_two_foreign_key_managers_both_ways_and_once(tmp_path:
                 key_id = await give(testbed, kmes, node, other)
                 assert await outcome(kmes[node], key_id) == "relayed"
                 assert kmes[other].take(key_id, SAES[other]) == VALUE
+                (given,) = [call for call in kmes[other].seen if call.path.endswith("/ext_keys")]
+                written = f'"E32473_of":{{"id": "{key_id}", "n": [1.5, null]}}'  # as json.dumps spaces it
+                assert written.encode() in given.body
             kmes["far"].hold.clear()  # it accepts, and says nothing more
             key_id = await give(testbed, kmes, "near", "far")
             await testbed.kill("far")

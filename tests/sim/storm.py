@@ -40,6 +40,7 @@ PATIENCE = 30.0  # seconds an application waits for an answer
 JUMP = 60.0  # seconds a clock may jump
 CALM_TTL = 86_400.0
 RESTORED = 0.3  # share of storms in which nodes come back from old backups
+TRANSIT = 0.4  # share of storms with a foreign key manager in which there are two
 BLIND = 0.06  # share of storms whose scheme is `blind`, where SEAL is there
 LONGEST = 5_000.0  # seconds that a calm may take
 
@@ -56,6 +57,7 @@ class Storm:
     fetched: set[tuple[str, UUID]] = field(default_factory=set)
     taken_back: list[tuple[str, str, UUID]] = field(default_factory=list)  # master, slave, key
     bits: dict[bytes, UUID] = field(default_factory=dict)
+    transit: random.Random = field(default_factory=random.Random)  # for keys between two of other makers
 
     @property
     def limits(self) -> Limits:
@@ -155,6 +157,9 @@ class Storm:
                 await asyncio.sleep(rng.uniform(0.0, 3.0))
                 key_id, value = uuid4(), rng.randbytes(32)
                 target = f"sae-{rng.choice([n for n in self.world.nodes])}"
+                others = [other.sae for other in self.world.foreigners.values() if other is not kme]
+                if others and self.transit.random() < 0.5:
+                    target = self.transit.choice(others)
                 await kme.give(key_id, value, (target,))
                 self.bits[value] = key_id
                 if rng.random() < 0.4:
@@ -373,11 +378,14 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
     restored, blind = more.random() < RESTORED, more.random() < BLIND and not missing_libraries()
     if blind:
         settings["scheme"] = "blind"
+    transit = random.Random(f"transit {seed}")
+    if foreign and transit.random() < TRANSIT:
+        foreign["far"] = transit.choice([n for link in links for n in link[:2] if n != foreign["kme"]])
     world = World(seed, links, foreign, {"sae-2": links[0][1]}, **settings)
     world.blind = dict.fromkeys(world.nodes, BlindConfig(enabled=blind))
     for kme in world.foreigners.values():
         kme.lively = True
-    storm = Storm(seed, rng, shape, world)
+    storm = Storm(seed, rng, shape, world, transit=transit)
     await world.start()
     set_weather(world, rng)
     async with asyncio.TaskGroup() as tasks:

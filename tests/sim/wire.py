@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from msgspec import Raw
+
 from keyhaul.errors import KeyhaulError, PeerUnreachable
 from keyhaul.keys import Message
 from keyhaul.messages import etsi020
@@ -109,9 +111,16 @@ class SimForeign:
                 digest = history.digest(key.value)
                 history.note(self.sae, "fetched", key_id=key.key_id, digest=digest)
             self._seen[key.key_id] = key.value
+        said = {"E32473_said": _said(transfer.keys[0].key_id)} if self._theirs(transfer) else {}
+        if transfer.extension_optional != said:
+            self._world.broken.append(f"{self.name} is given keys with other extensions than were sent")
         ids = tuple(key.key_id for key in transfer.keys)
         ack = Ack(ids, AckStatus.RELAYED, transfer.initiator_sae_id, transfer.target_sae_ids)
         self._world.later(self._until_taken("ack", [ack]))
+
+    def _theirs(self, transfer: ExtKeys) -> bool:
+        """Whether the keys are of another key manager like this one."""
+        return transfer.initiator_sae_id in {kme.sae for kme in self._world.foreigners.values()}
 
     def _learn(self, acks: Sequence[Ack]) -> None:
         for ack in acks:
@@ -128,9 +137,10 @@ class SimForeign:
 
         A restored gateway cannot know what it took before, so nobody may repeat that (docs/operations.md).
         """
-        await self._until_taken(
-            "ext_keys", ExtKeys((ExtKey(key_id, value),), self.sae, targets, "https://kme")
-        )
+        keys = (ExtKey(key_id, value),)
+        optional = {"E32473_said": _said(key_id)}
+        transfer = ExtKeys(keys, self.sae, targets, "https://kme", extension_optional=optional)
+        await self._until_taken("ext_keys", transfer)
 
     async def take_back(self, key_id: UUID, targets: tuple[str, ...]) -> None:
         await self._until_taken("void", Void((key_id,), self.sae, targets, "https://kme"))
@@ -161,3 +171,8 @@ class SimForeign:
             except PeerUnreachable:
                 pass
             await asyncio.sleep(PAUSE)
+
+
+def _said(key_id: UUID) -> Raw:
+    """What goes with a key that a foreign key manager gives, as it writes it."""
+    return Raw(f'{{ "of": "{key_id}" }}'.encode())
