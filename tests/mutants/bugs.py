@@ -146,7 +146,7 @@ BUGS = (
     ),
     Bug(
         "masked keys are not masked",
-        "schemes/masked.py",
+        "messages/payload.py",
         "    return hashlib.shake_256(key).digest(length)",
         "    return bytes(length)",
     ),

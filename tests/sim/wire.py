@@ -78,6 +78,7 @@ class SimForeign:
         self._world = world
         self._gateway = gateway
         self._seen: dict[UUID, bytes] = {}
+        self.said: dict[UUID, dict[str, Raw]] = {}  # the extensions it sent with its keys
 
     def acks(self) -> list[tuple[str, UUID]]:
         """Every status it was told so far, in order."""
@@ -111,16 +112,13 @@ class SimForeign:
                 digest = history.digest(key.value)
                 history.note(self.sae, "fetched", key_id=key.key_id, digest=digest)
             self._seen[key.key_id] = key.value
-        said = {"E32473_said": _said(transfer.keys[0].key_id)} if self._theirs(transfer) else {}
+        key_id = transfer.keys[0].key_id
+        said = next((kme.said[key_id] for kme in self._world.foreigners.values() if key_id in kme.said), {})
         if transfer.extension_optional != said:
             self._world.broken.append(f"{self.name} is given keys with other extensions than were sent")
         ids = tuple(key.key_id for key in transfer.keys)
         ack = Ack(ids, AckStatus.RELAYED, transfer.initiator_sae_id, transfer.target_sae_ids)
         self._world.later(self._until_taken("ack", [ack]))
-
-    def _theirs(self, transfer: ExtKeys) -> bool:
-        """Whether the keys are of another key manager like this one."""
-        return transfer.initiator_sae_id in {kme.sae for kme in self._world.foreigners.values()}
 
     def _learn(self, acks: Sequence[Ack]) -> None:
         for ack in acks:
@@ -138,7 +136,7 @@ class SimForeign:
         A restored gateway cannot know what it took before, so nobody may repeat that (docs/operations.md).
         """
         keys = (ExtKey(key_id, value),)
-        optional = {"E32473_said": _said(key_id)}
+        optional = self.said[key_id] = {"E32473_said": Raw(f'{{ "of": "{key_id}" }}'.encode())}
         transfer = ExtKeys(keys, self.sae, targets, "https://kme", extension_optional=optional)
         await self._until_taken("ext_keys", transfer)
 
@@ -171,8 +169,3 @@ class SimForeign:
             except PeerUnreachable:
                 pass
             await asyncio.sleep(PAUSE)
-
-
-def _said(key_id: UUID) -> Raw:
-    """What goes with a key that a foreign key manager gives, as it writes it."""
-    return Raw(f'{{ "of": "{key_id}" }}'.encode())
