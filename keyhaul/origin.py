@@ -43,6 +43,8 @@ log = structlog.get_logger("keyhaul.origin")
 
 FILLS = 4  # batches relayed ahead at a time
 SHORTEST_TURN = 0.5  # seconds that another attempt is worth
+PATIENCE = 2.0  # times the slowest confirmation of late that an attempt waits at least
+FADING = 0.8  # of that is left with the next confirmation
 _WISHES = frozenset({SCHEME, LABELS})
 PROBE_LIFE = 60.0  # seconds until a test key expires
 MESSAGE_COST = 1024  # bits of device key that a message with one-time pads costs beside its keys, at most
@@ -85,6 +87,7 @@ class Origin:
         self._spawn = spawn
         self._waits: dict[Ref, _Wait] = {}
         self.pools = Pools(rules or Rules(fixed=site.settings.pool))
+        self._slowest = 0.0  # seconds that a confirmation took lately
         self._filling = 0
         self._fullest: dict[str, int] = {}  # bits a neighbour's link held at most
         self._stock = Stock(site, self.pools, spawn)
@@ -198,8 +201,14 @@ class Origin:
                 return batch
 
     def _turn(self, order: Order, end: float) -> float:
-        """When this attempt gives up: half of the time left if there is another way, else all of it."""
+        """When this attempt gives up: half of the time left if there is another way, else all of it.
+
+        All of it as well where half is hardly what confirmations take at present: a network that is busy is
+        not served faster by sending the same again on another way.
+        """
         now = self._site.clock.now()
+        if (end - now) / 2 < PATIENCE * self._slowest:
+            return end
         others = [
             self._relay.detours.other(self._relay.detours.way(leg, now), now)
             for leg in self._site.legs(order.targets)
@@ -217,7 +226,7 @@ class Origin:
         return bool(others) and all(others) and self._time_left(end)
 
     def _time_left(self, end: float) -> bool:
-        return end - self._site.clock.now() > SHORTEST_TURN
+        return end - self._site.clock.now() > max(SHORTEST_TURN, self._slowest)
 
     async def _dispatch_and_wait(self, batch: Batch) -> None:
         refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
@@ -226,6 +235,8 @@ class Origin:
             if wait.open or wait.failed:
                 # Still expecting: keys confirmed while they are given up must not reach a pool as well.
                 await self._give_up(batch, refs, wait)
+        took = self._site.clock.now() - batch.created
+        self._slowest = max(took, FADING * self._slowest)
 
     @contextmanager
     def _expecting(self, refs: list[Ref], *, claims: bool) -> Iterator[_Wait]:

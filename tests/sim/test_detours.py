@@ -59,6 +59,26 @@ def test_a_relay_that_alters_keys_is_gone_around_at_once(scheme: str) -> None:
     told(story, RING, scheme=scheme)
 
 
+def test_a_slow_network_is_given_time_rather_than_asked_twice() -> None:
+    async def story(world: World) -> None:
+        carry, pause = world.carry, [0.0]
+
+        async def slowly(*given: Any) -> Any:
+            await asyncio.sleep(pause[0])
+            return await carry(*given)
+
+        world.carry = slowly  # type: ignore[method-assign]
+        await world.ask("a", "c")
+        pause[0] = 1.0
+        await world.ask("a", "c")
+        pause[0] = 2.0  # there and back over one relay: more than half of the time of a request
+        (key,) = await world.ask("a", "c")
+        assert await path_of(world, key) == ("a", "b", "c")
+        assert await given_up(world) == []
+
+    told(story, RING, request_timeout=12.0)
+
+
 def test_a_relay_that_is_silent_is_gone_around_within_the_time_of_the_request() -> None:
     async def story(world: World) -> None:
         world.faults.cut.add(frozenset(("b", "c")))
