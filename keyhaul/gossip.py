@@ -29,6 +29,7 @@ from keyhaul.control import (
 from keyhaul.errors import KeyhaulError, Malformed, Unavailable
 from keyhaul.pairing import Pairing
 from keyhaul.ports import Clock, Ledger
+from keyhaul.signs import Sign
 
 SPACE = "directory"
 ANNOUNCE_EVERY = 900.0  # seconds between two announcements of one's own
@@ -47,6 +48,7 @@ class _Neighbour:
         self.owed: dict[str, Record] = {}
         self.doubtful = False  # what it holds is to be asked
         self.news = asyncio.Event()
+        self.sign = Sign()
 
     def owe(self, node: str, record: Record) -> None:
         self.owed[node] = record
@@ -134,6 +136,11 @@ class Gossip:
         task = self._telling.pop(name, None)
         if task is not None:
             task.cancel()
+
+    def heard(self, name: str) -> None:
+        """A neighbour sent something, so it need not wait much longer for what it is owed."""
+        if (neighbour := self._neighbours.get(name)) is not None:
+            neighbour.sign.give()
 
     def hurry(self) -> None:
         """Announce now: a key was replaced before its time."""
@@ -240,7 +247,7 @@ class Gossip:
                     await self._call(name, encode_records(list(told.values())))
             except KeyhaulError as error:
                 log.info("descriptors not delivered", peer=name, cause=error.cause)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a key)
+                await neighbour.sign.rest(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a key)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             pause = FIRST_PAUSE

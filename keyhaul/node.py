@@ -254,7 +254,7 @@ class Node:
         await self.origin.start()
 
     async def _serve(self, sockets: Mapping[str, socket.socket]) -> None:
-        kernel = Kernel(self.relay, self.settlement, self.neighbourhood.refills, self.gossip)
+        kernel = Kernel(self.relay, self.settlement, self.neighbourhood.refills, self.gossip, self.outbox)
         turns = Turns(self.admission, time.monotonic)
         delivery: sae.Delivery = self.activity
         if self.audit is not None:

@@ -125,6 +125,8 @@ class Origin:
         finally:
             if plain:
                 self._note(order, hit=False)
+        if plain:
+            self.pools.reached(_pool(order), self._site.clock.now())
         story.tell(log, "keys given", keys=len(batch.keys), key_id=batch.keys[0][0])
         return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
 

@@ -6,7 +6,8 @@ A message is on disk before it gets here (`Change.post`), so this module keeps o
   (020 V1.1.1 §2.6). Everything else, no answer included, leaves the neighbour's state unknown: the
   message is sent again, byte for byte, until its deadline; then it has lapsed and the relay voids it.
 * at most `IN_FLIGHT` messages are under way to one neighbour; the others wait their turn.
-* a neighbour that does not answer is tried less and less often, by all messages together.
+* a neighbour that does not answer is tried less and less often, by all messages together, and soon after
+  it was heard from.
 * an acknowledgement or a void is sealed when it first leaves; repetitions are byte-equal after that.
 * what was settled is taken off the disk in batches: losing that record costs one more repetition.
 """
@@ -25,6 +26,7 @@ from keyhaul import story
 from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.keys import Message
 from keyhaul.ports import Answer, Clock, Peers, Spawn
+from keyhaul.signs import LEAST, Sign
 
 IN_FLIGHT = 32
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
@@ -51,6 +53,7 @@ class _Lane:
 
     def __init__(self) -> None:
         self.turn = asyncio.Semaphore(IN_FLIGHT)
+        self.sign = Sign()
         self.pause = 0.0
         self.try_at = 0.0
         self.failed_at = 0.0
@@ -66,6 +69,12 @@ class _Lane:
 
     def worked(self) -> None:
         self.pause = self.try_at = 0.0
+
+    def heard(self) -> None:
+        """The neighbour is there; what waits goes now, and the pause grows on if that fails."""
+        if self.pause:
+            self.try_at = min(self.try_at, self.failed_at + LEAST)
+            self.sign.give()
 
 
 class Outbox:
@@ -93,6 +102,11 @@ class Outbox:
     def silent(self) -> list[str]:
         """Neighbours that messages wait for and that did not answer the last attempt."""
         return sorted(peer for peer, lane in self._lanes.items() if lane.pause and lane.waiting)
+
+    def heard(self, peer: str) -> None:
+        """A neighbour sent something, so messages need not wait for it much longer."""
+        if peer in self._lanes:
+            self._lanes[peer].heard()
 
     def send(self, message: Message) -> None:
         """Start sending a message that is on disk."""
@@ -141,9 +155,11 @@ class Outbox:
         """The definite answer, or None when the deadline passed."""
         attempt = 0.0
         while self._clock.now() < message.deadline:
-            pause = max(lane.try_at - self._clock.now(), attempt)
-            if pause > 0:
-                await asyncio.sleep(min(pause, max(message.deadline - self._clock.now(), 0.0)))
+            left = max(message.deadline - self._clock.now(), 0.0)
+            if attempt:
+                await asyncio.sleep(min(attempt, left))
+            elif (pause := lane.try_at - self._clock.now()) > 0:
+                await lane.sign.rest(min(pause, left))
             async with lane.turn:
                 started = self._clock.now()
                 try:

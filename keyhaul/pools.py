@@ -1,19 +1,24 @@
 """How many keys to relay ahead for whom, and who comes first. Pure policy: every call is told the time.
 
-Three questions, answered from what SAEs asked lately and how long it took to restock:
+Four questions, answered from what SAEs asked lately and how long it took to restock:
 
     target    how many keys a pool should hold. The key that would be the last to go is worth holding
               while the chance that it is wanted before the pool is restocked outweighs the cost of one
               that lies idle (the newsvendor's rule, on demand with the observed mean, and the observed
               variance, which is larger the more keys one request takes); a burst of demand is remembered
               and halves with time; and no pair holds more than `most`
+    lot       how many keys come at once. A message costs every node on the way the same for one key as for a
+              hundred, on a quantum link a device key that a slow one makes in half a second; keys
+              that come sooner than needed lie idle meanwhile (the economic order quantity, a message costing
+              as much as half a key that is not ready)
     pick      whose pool is restocked next: priority first, then whoever got least for its weight
               (start-time fair queueing), as far as the room on its first link goes; so a greedy pair
               delays nobody's first key, and what relays and requests need stays there
     surplus   what a pool should give up: its keys are voided at both ends, not left to grow old
 
 Demand and restocking times are means that forget: a narrow link anywhere on the way makes restocking
-slow, which asks for a larger pool, and failures make the pool wait longer and longer before it tries again.
+slow, which asks for a larger pool, and failures make the pool wait longer and longer before it tries again,
+or until keys that were made for a request arrive.
 """
 
 from __future__ import annotations
@@ -98,19 +103,20 @@ class Demand:
             self.peak *= math.exp2(-passed / idle)
             self.at = now
 
-    def wanted(self, lead: float, idle: float, now: float) -> float:
-        """Keys worth holding when restocking takes `lead` seconds."""
+    def wanted(self, lead: float, idle: float, now: float) -> tuple[int, int]:
+        """Keys worth holding when restocking takes `lead` seconds, and how many should come at once."""
         self._decay(now, idle)
         if self.requests < 2:
-            return 0.0
+            return 0, 0
         # A young pair's mean counts only the time it had; a rare one's never falls below its average.
         age = max(now - self.since, 1.0)
         rate = max(self.keys / (MEMORY * -math.expm1(-age / MEMORY)), _rare(self.requests, age, idle))
         worth = rate / (rate + 1.0 / idle)
         mean = rate * lead
         spread = math.sqrt(mean * max(1.0, self.squares / self.keys if self.keys > 1e-9 else 1.0))
-        level = mean + NormalDist().inv_cdf(min(worth, 0.9999)) * spread
-        return max(math.ceil(level) if worth > 0.5 else 0.0, self.peak if self.peak >= 1.0 else 0.0)
+        level = math.ceil(mean + NormalDist().inv_cdf(min(worth, 0.9999)) * spread)
+        lot = int(math.sqrt(rate * idle))
+        return max(level + lot if worth > 0.5 else 0, int(self.peak)), lot
 
 
 def _rare(requests: int, age: float, idle: float) -> float:
@@ -124,6 +130,7 @@ class _State:
 
     demand: Demand
     target: int = 0
+    lot: int = 0  # keys missing from which on it is worth restocking
     checked: float = -math.inf
     lead: float = 1.0
     finish: float = 0.0
@@ -176,6 +183,11 @@ class Pools(Shelves):
         state.pause = min(max(2 * state.pause, FIRST_PAUSE), LONGEST_PAUSE)
         state.try_at = now + state.pause
 
+    def reached(self, pool: Pool, now: float) -> None:
+        """Keys for the same SAEs arrived just now: a pool that waits because its own did not tries again."""
+        if (state := self._states.get(pool)) is not None and state.pause:
+            state.pause, state.try_at = 0.0, min(state.try_at, now + FIRST_PAUSE)
+
     # -- what to do ------------------------------------------------------------------------------
 
     def target(self, pool: Pool, now: float) -> int:
@@ -191,9 +203,12 @@ class Pools(Shelves):
         rules, pair = self.rules, self._pair(pool)
         most = rules.most if pair.most is None else pair.most
         if rules.fixed is not None:
-            return max(rules.fixed, pair.least)
-        wanted = state.demand.wanted(state.lead + REVIEW, rules.idle, now)
-        return max(min(int(wanted), most), pair.least)
+            wanted, lot, most = rules.fixed, 0, rules.fixed
+        else:
+            wanted, lot = state.demand.wanted(state.lead + REVIEW, rules.idle, now)
+        target = max(min(wanted, most), pair.least)
+        state.lot = min(max(lot, target // 4), MAX_BATCH, target // 2)
+        return target
 
     def block(self, pool: Pool) -> int:
         """How many keys should stand together: a quarter of a pool, because a crash may burn two blocks."""
@@ -206,7 +221,7 @@ class Pools(Shelves):
         state = self._states.get(pool)
         if state is None or state.filling or now < state.try_at:
             return False
-        return self.count(pool) * 4 < self.target(pool, now) * 3
+        return self.count(pool) < self.target(pool, now) - state.lot
 
     def pick(self, now: float, room: Callable[[Pool], int]) -> tuple[Pool, int] | None:
         """The pool whose turn it is and how many keys for it; it must be told what became of them.
@@ -230,10 +245,10 @@ class Pools(Shelves):
         return pool, number
 
     def _lacks(self, pool: Pool, state: _State, now: float) -> bool:
-        """Restocking begins when a pool is low and goes on until it is full."""
+        """Restocking begins when a pool is low and goes on until it is full, but for what left meanwhile."""
         if state.filling or now < state.try_at:
             return False
-        full = self.count(pool) >= self.target(pool, now)
+        full = self.target(pool, now) - self.count(pool) <= state.lot // 2
         state.restocking = not full and (state.restocking or self.low(pool, now))
         return state.restocking
 

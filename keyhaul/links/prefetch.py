@@ -6,11 +6,16 @@ holds. Only held keys are used. A key is erased at each end in the commit of the
 so no bit of it serves two payloads, whatever crashes in between. A key that the sender burned or forgot is
 erased at the receiver when it is old; the sender offers again what it still has (`links.kept`).
 
+A device hands a key out once, so a crash loses what was on its way from device to disk. Both ends therefore
+move few keys at a time where that takes long, and save them before they ask for more.
+
 With `ahead=False` every message asks the devices when it is made and when it comes in, as in paper A.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,6 +29,8 @@ from keyhaul.ports import Change, Clock, Ledger
 OFFER_TRIES = 40  # offers of one key before it counts as lost: the far end may lag
 EXPECTED_TRIES = 4  # offers after which others are drawn beside it: the far end may have lost it in a crash
 MAX_OFFER = 1024
+SLOW = 1.0  # seconds that fetching from a device should not take in one go
+ANSWER_WITHIN = 2.0  # seconds after which an offer is answered with the keys that are held by then
 MOST = 16 * MAX_OFFER
 """Device keys held for one neighbour to send with, or four times the high mark if that is more."""
 
@@ -48,6 +55,24 @@ class Device(Protocol):
 class _Offered:
     bits: Secret
     tries: int = 0
+
+
+class _Stride:
+    """How many keys are moved from a device to the disk in one go: what a crash may lose."""
+
+    def __init__(self) -> None:
+        self.number = 4
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = asyncio.get_running_loop().time()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        slow = asyncio.get_running_loop().time() - self._begun > SLOW
+        if slow or kind is InsufficientKey:  # a device that has not so many may have fewer
+            self.number = max(self.number // 2, 1)
+        elif kind is None:
+            self.number = min(self.number * 2, MAX_OFFER)
 
 
 class DeviceKeys:
@@ -80,7 +105,11 @@ class DeviceKeys:
         self._offered: dict[str, _Offered] = {}
         self._held: dict[str, bytes] = {}  # of this run; the ledger has them all
         self._burned: list[str] = []
-        self._stride = 4
+        self._drawing, self._fetching = _Stride(), _Stride()
+        self._drawn: Sequence[DeviceKey] = ()  # taken from the device and not saved yet, for the disk failed
+        self._fetched: Sequence[DeviceKey] = ()
+        self._missed: dict[str, int] = {}  # offered keys that the device did not have, and how often
+        self._holding = asyncio.Lock()
         self.drawn = self.lost = 0  # keys
 
     async def start(self) -> None:
@@ -99,8 +128,10 @@ class DeviceKeys:
     ) -> list[tuple[str, Secret]]:
         """`number` keys that both ends hold; waits at most `patience` seconds. Raises InsufficientKey.
 
-        `leave`: bits that have to stay ready; then nothing is waited for.
+        `leave`: bits that have to stay ready; then nothing is waited for. Raises StoreUnavailable while
+        keys of a message that could not be stored cannot be erased: others would burn as well.
         """
+        await self._erase_burned()
         if self.ahead and leave is not None:
             return self.supply.spare(number, -(-leave // (self.key_bytes * 8)))
         if self.ahead:
@@ -112,14 +143,21 @@ class DeviceKeys:
         return [(key.key_id, key.bits) for key in drawn]
 
     def spend(self, change: Change, names: Iterable[str]) -> None:
-        """Erase what a message uses, and what earlier messages burned, in that message's commit."""
+        """Erase what a message uses, in that message's commit."""
         if not self.ahead:
             return
         for name in names:
             change.spend(self._out, name)
-        # Erasing twice is harmless, and this commit may fail: `draw` sees the list out.
-        for name in self._burned:
-            change.erase(self._out, name)
+
+    async def _erase_burned(self) -> None:
+        if not self._burned:
+            return
+        burned = list(self._burned)
+        async with self._ledger.edit() as change:
+            for name in burned:
+                change.erase(self._out, name)  # twice is harmless
+        gone = set(burned)
+        self._burned = [name for name in self._burned if name not in gone]
 
     def give_back(self, keys: list[tuple[str, Secret]], *, burned: bool) -> None:
         """Keys of a message that was never sent: usable again only if no cipher saw them."""
@@ -144,20 +182,18 @@ class DeviceKeys:
     async def draw(self) -> list[str]:
         """Fetch what the supply lacks from the device, save it, and name all ids to offer."""
         expected = sum(entry.tries < EXPECTED_TRIES for entry in self._offered.values())
-        number = min(self.supply.shortage - expected, self._stride)
-        if number > 0:
-            # Devices answer slowly: the first keys must not wait for the whole supply.
-            self._stride = min(self._stride * 2, MAX_OFFER)
-            drawn = await self._device.enc_keys(number, self.key_bytes * 8)
-            self.drawn += len(drawn)
-            burned = list(self._burned)
+        await self._erase_burned()
+        number = min(self.supply.shortage - expected, self._drawing.number)
+        if number > 0 and not self._drawn:
+            with self._drawing:
+                self._drawn = await self._device.enc_keys(number, self.key_bytes * 8)
+            self.drawn += len(self._drawn)
+        if self._drawn:
             async with self._ledger.edit() as change:
-                for name in burned:
-                    change.erase(self._out, name)
-                for key in drawn:
+                for key in self._drawn:
                     change.put(self._out, key.key_id, key.bits.reveal())
-            del self._burned[: len(burned)]
-            self._offered.update((key.key_id, _Offered(key.bits)) for key in drawn)
+            self._offered.update((key.key_id, _Offered(key.bits)) for key in self._drawn)
+            self._drawn = ()
         return list(self._offered)[:MAX_OFFER]
 
     async def confirm(self, offered: Iterable[str], held: Iterable[str]) -> None:
@@ -186,37 +222,56 @@ class DeviceKeys:
         """Fetch offered keys from this end of the pair and save them; returns the ids held now."""
         if len(names) > MAX_OFFER:
             raise Malformed(f"more than {MAX_OFFER} device keys in one offer")
-        held = await self._kept.claimed(names)
-        known = set(held)
-        missing = [name for name in names if name not in known]
-        fetched = await self._fetch(missing)
-        if fetched:
-            async with self._ledger.edit() as change:
-                for key in fetched:
-                    self._kept.put(change, key.key_id, key.bits.reveal())
-            self._held.update((key.key_id, key.bits.reveal()) for key in fetched)
-            if self._kept.crowded:
-                await self.prune()
-        return held + [key.key_id for key in fetched]
+        async with self._holding:  # who asks again must not have the device asked twice
+            await self._save()
+            held = await self._kept.claimed(names)
+            known = set(held)
+            missing = [name for name in names if name not in known]
+            return held + await self._fetch(missing)
 
     async def prune(self) -> None:
         """Erase keys that no message came for; a message that still comes is refused."""
         for name in await self._kept.prune():
             self._held.pop(name, None)
 
-    async def _fetch(self, names: list[str]) -> list[DeviceKey]:
-        if not names:
+    async def _fetch(self, names: list[str]) -> list[str]:
+        """Fetch and save keys as far as they can be had soon; those that were missed before come last."""
+        self._missed = {name: self._missed[name] for name in names if name in self._missed}
+        left = deque(sorted(names, key=lambda name: self._missed.get(name, 0)))
+        loop, saved = asyncio.get_running_loop(), list[str]()
+        give_up = loop.time() + ANSWER_WITHIN
+        while left and loop.time() < give_up:
+            # All-or-nothing (014 §6.3): one unknown id hides the others, so fewer are asked for each time.
+            misses, piece = self._missed.get(left[0], 0), [left.popleft()]
+            most = self._fetching.number >> misses
+            while left and len(piece) < most and self._missed.get(left[0], 0) == misses:
+                piece.append(left.popleft())
+            try:
+                with self._fetching:
+                    self._fetched = await self._device.dec_keys(piece)
+            except PeerUnreachable:
+                break  # asking again for fewer would wait for a silent device once per key
+            except (KeyNotFound, Unavailable):
+                pass
+            saved += (got := await self._save())
+            for name in set(piece).difference(got):
+                self._missed[name] = misses + 1
+                if len(piece) > 1:
+                    left.append(name)
+        return saved
+
+    async def _save(self) -> list[str]:
+        """Save what was fetched; what a disk does not take now waits for the next offer."""
+        if not self._fetched:
             return []
-        try:
-            return list(await self._device.dec_keys(names))
-        except PeerUnreachable:
-            return []  # asking again for halves would wait for a silent device once per key
-        except (KeyNotFound, Unavailable):
-            if len(names) == 1:
-                return []
-        # All-or-nothing (014 §6.3): one unknown id hides the others, so ask for halves.
-        middle = len(names) // 2
-        return [*await self._fetch(names[:middle]), *await self._fetch(names[middle:])]
+        async with self._ledger.edit() as change:
+            for key in self._fetched:
+                self._kept.put(change, key.key_id, key.bits.reveal())
+        saved, self._fetched = self._fetched, ()
+        self._held.update((key.key_id, key.bits.reveal()) for key in saved)
+        if self._kept.crowded:
+            await self.prune()
+        return [key.key_id for key in saved]
 
     async def match(self, names: Sequence[str]) -> bytes:
         """The bits of the named keys in order. Raises Malformed if one is not held here."""

@@ -19,12 +19,13 @@ import msgspec
 import structlog
 
 from keyhaul.control import Signer, Verifier
-from keyhaul.errors import KeyhaulError, Malformed
+from keyhaul.errors import KeyhaulError, Malformed, PeerUnreachable
 from keyhaul.links.kept import RENEW
 from keyhaul.links.onetime import Batch, OneTimeKey, OneTimeKeys, check_batch, sign_batch
 from keyhaul.links.prefetch import DeviceKeys
 from keyhaul.links.supply import Supply
 from keyhaul.ports import Clock
+from keyhaul.signs import Sign
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
 """Posts a refill request to a neighbour and returns its answer."""
@@ -49,6 +50,10 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     batch: Batch | None
     held: tuple[str, ...]
     epoch: Epoch = b""
+
+
+class _Silent(PeerUnreachable):
+    """It is the neighbour that does not answer, not its device or ours."""
 
 
 _request = msgspec.msgpack.Decoder(Request).decode
@@ -85,6 +90,11 @@ class Refill:
         self._epoch = epoch
         self._heard = heard
         self._every = renew
+        self._sign = Sign()
+
+    def nearby(self) -> None:
+        """The neighbour was heard from: what waits because it did not answer is tried again soon."""
+        self._sign.give()
 
     async def answer(self, body: bytes) -> bytes:
         """What the neighbour asked for. Raises Malformed, or what the device raises."""
@@ -136,14 +146,16 @@ class Refill:
         pause = FIRST_PAUSE
         while True:
             await supply.wanted.wait()
+            silent = False
             try:
                 moved = await step()
             except KeyhaulError as error:
-                supply.trouble, moved = str(error), False
+                supply.trouble, moved, silent = str(error), False, isinstance(error, _Silent)
             if moved:
                 pause = FIRST_PAUSE
                 continue
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a key)
+            rest = self._sign.rest if silent else asyncio.sleep
+            await rest(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a key)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def fetch_keys(self) -> bool:
@@ -167,7 +179,10 @@ class Refill:
         return bool(reply.held)
 
     async def _ask(self, request: Request) -> Reply:
-        answer = await self._call(self._peer, msgspec.msgpack.encode(request))
+        try:
+            answer = await self._call(self._peer, msgspec.msgpack.encode(request))
+        except PeerUnreachable as error:
+            raise _Silent(error.cause, error.remedy) from None
         try:
             reply = _reply(answer)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -50,7 +50,7 @@ class SimPeers:
         if world.accepted and world.rng.random() < world.faults.replay:
             world.replay(node)
         try:
-            await node.relay.envelope(self.me, message.body)
+            await node.kernel.envelope(self.me, message.body)
         except KeyhaulError as error:
             return Answer(error.status, error.cause)
         world.accepted.append((self.me, message))

@@ -24,6 +24,7 @@ from keyhaul.control import Directory
 from keyhaul.entropy import SystemEntropy
 from keyhaul.errors import KeyhaulError, Malformed, PeerUnreachable, Unauthorized, Unavailable
 from keyhaul.gossip import Gossip
+from keyhaul.kernel import Kernel
 from keyhaul.keys import Message, Row, State
 from keyhaul.letters import Letters
 from keyhaul.links.onetime import OneTimeKey, OneTimeKeys
@@ -210,6 +211,7 @@ class SimNode:
         self.origin = Origin(
             self.site, self.relay, self.settlement, self.spawn, OwnMint(SystemEntropy(), clock)
         )
+        self.kernel = Kernel(self.relay, self.settlement, self.refills, self.gossip, self.outbox)
         await self.pairing.start()
         await self.point("starting")
         await self.gossip.start()
@@ -473,8 +475,8 @@ class World:
 
         async def handle() -> bytes:
             if path == "refill":
-                return await node.refills[source].answer(body)
-            return await node.gossip.receive(source, body)
+                return await node.kernel.refill(source, body)
+            return await node.kernel.records(source, body)
 
         return await self.carry(source, target, handle)
 

@@ -37,7 +37,8 @@ def test_with_ample_supply_it_waits_no_longer_than_large_pools_and_wastes_no_mor
     assert adaptive.wait(0.5) == AT_ONCE
     assert 1 - hits("adaptive", ample) < (1 - hits("fixed 16", ample)) / 2
     assert hits("adaptive", ample) > 0.97
-    assert adaptive.wasted < outcome("fixed 128", ample).wasted / 3
+    assert adaptive.wasted < outcome("fixed 128", ample).wasted / 2
+    assert adaptive.messages < outcome("fixed 16", ample).messages / 2
     assert adaptive.wasted < outcome("fixed 1024", ample).wasted / 10
 
 

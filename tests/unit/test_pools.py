@@ -74,6 +74,24 @@ def test_a_burst_is_remembered_and_forgotten() -> None:
     assert pools.target(A, now + 6_000.0) == 0
 
 
+def test_a_pool_is_restocked_in_lots_that_are_worth_a_message() -> None:
+    """A quantum link that makes two device keys a second, one a message, carries a hundred keys a second."""
+    pools, messages, asked, now = Pools(Rules()), 0, 0, 0.0
+    while now < 120.0:
+        pools.asked(A, 2, pools.count(A) >= 2, now)
+        asked += 2
+        if pools.count(A) >= 2:
+            block = pools.pop(A)
+            pools.add(A, block[2:])
+        if (picked := pools.pick(now, room)) is not None:
+            stock(pools, A, picked[1], first=1 + messages)
+            pools.filled(A, picked[1], 1.0, now)
+            messages += 1
+        now += 0.2
+    assert asked / messages > 40
+    assert pools.count(A) < 150
+
+
 def test_bounds_of_the_configuration_hold() -> None:
     pairs = {("a", "slave"): Pair(most=7), ("b", "slave"): Pair(least=9)}
     pools = Pools(Rules(most=20, pairs=pairs))
@@ -169,6 +187,19 @@ def test_a_pool_that_cannot_be_filled_tries_less_and_less_often() -> None:
     pools.pick(now, room)
     pools.failed(A, now)
     assert pools.pick(now + 0.5, room) is not None, "a success ends the pauses"
+
+
+def test_keys_that_arrive_for_a_request_end_the_pause_of_a_pool() -> None:
+    pools = Pools(Rules(fixed=10))
+    pools.asked(A, 1, False, 0.0)
+    for _ in range(10):
+        pools.pick(0.0, room)
+        pools.failed(A, 0.0)
+    assert pools.pick(10.0, room) is None
+    pools.reached(A, 10.0)
+    pools.reached(B, 10.0)
+    assert pools.pick(10.0, room) is None, "not at once, for requests succeed often"
+    assert pools.pick(10.5, room) == (A, 10)
 
 
 def test_restocking_begins_when_a_pool_is_low_and_ends_when_it_is_full() -> None:

@@ -262,7 +262,7 @@ def test_a_far_end_that_claims_other_ids_moves_nothing() -> None:
 def test_one_unknown_id_does_not_hide_the_others() -> None:
     async def story() -> None:
         both = Both(high=64)
-        both.near._stride = 64
+        both.near._drawing.number = 64
         offers = await both.near.draw()
         mixed = [*offers[:20], "unknown", *offers[20:], "unknown too", "unknown"]
         assert sorted(await both.far.hold(mixed)) == sorted(offers)
@@ -274,7 +274,7 @@ def test_one_unknown_id_does_not_hide_the_others() -> None:
 def test_a_silent_device_is_asked_once_and_not_for_every_key() -> None:
     async def story() -> None:
         both = Both(high=64)
-        both.near._stride = 64
+        both.near._drawing.number = 64
         offers = await both.near.draw()
         both.devices.silent, before = True, both.devices.asked
         assert await both.far.hold(offers) == []
@@ -393,7 +393,7 @@ def test_without_prefetch_a_device_that_answers_with_other_keys_makes_the_messag
 def test_two_takers_never_get_the_same_key() -> None:
     async def story() -> None:
         both = Both(high=32)
-        both.near._stride = 32
+        both.near._drawing.number = 32
         takers = [asyncio.ensure_future(both.near.take(3, 10)) for _ in range(10)]
         await asyncio.sleep(0)
         for _ in range(3):

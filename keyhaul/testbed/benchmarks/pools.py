@@ -43,13 +43,14 @@ SUPPLIES = {"ample supply": (2_000.0, 5.0), "scarce supply": (420.0, 30.0)}
 
 @dataclass(slots=True)
 class Outcome:
-    """What one policy did for one hour. Waits in seconds, the rest in keys or requests."""
+    """What one policy did for one hour. Waits in seconds, the rest in keys, requests or messages."""
 
     waits: list[float] = field(default_factory=list)
     failures: int = 0
     sent: int = 0
     used: int = 0
     held_up: int = 0
+    messages: int = 0
 
     def wait(self, share: float) -> float:
         """A quantile of the waits; a request that failed waited for ever."""
@@ -122,6 +123,7 @@ class World:
     def _send(self, number: int) -> None:
         self._stock -= number
         self.outcome.sent += number
+        self.outcome.messages += 1
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -246,4 +248,5 @@ async def run(report: Report, *, quick: bool, say: Say) -> None:
             report.add("  p99", [min(1000 * each.wait(0.99), 1000 * PATIENCE) for each in found], "ms")
             report.add("  failures", [float(each.failures) for each in found], "")
             report.add("  link bits wasted", [100 * each.wasted for each in found], "%")
+            report.add("  messages", [float(each.messages) for each in found], "")
             report.add("  relays held up", [float(each.held_up) for each in found], "keys")
