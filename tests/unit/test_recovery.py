@@ -209,9 +209,7 @@ def test_a_rest_ends_with_a_sign_but_not_at_once() -> None:
 
         assert await rest(5.0) == (False, pytest.approx(5.0))
         assert await rest(5.0, 2.0, 2.1) == (True, pytest.approx(2.0))
-        assert await rest(5.0, 0.01) == (True, pytest.approx(LEAST)), (
-            "heard and not reached"
-        )
+        assert await rest(5.0, 0.01) == (True, pytest.approx(LEAST)), "heard and not reached"
         assert await rest(0.1, 0.05) == (True, pytest.approx(0.1))
 
     run(story())
