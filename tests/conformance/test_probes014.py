@@ -104,7 +104,7 @@ def try_all(
             nobody = Caller("", url, anonymous_context(port.ca, Policy.COMPATIBLE))
             kme = Kme014(callers[0], callers[1], [nobody], *callers[2 : 4 - left_out])
             probes = [probe for probe in PROBES if only in ("", probe.name)]
-            return await run_all(probes, kme, 20.0)
+            return await run_all(probes, kme, 60.0)
 
     return asyncio.run(story())
 
@@ -170,7 +170,7 @@ def test_nothing_that_listens_is_no_refusal(pki: Pki, port: Files, tmp_path: Pat
             probes = [probe for probe in PROBES if probe.name == "no-certificate"]
             seen = set()
             for nobody in (doubting, closed):
-                (result,) = await run_all(probes, Kme014(caller, caller, [nobody]), 20.0)
+                (result,) = await run_all(probes, Kme014(caller, caller, [nobody]), 60.0)
                 seen.add(f"{result.verdict}: {result.seen.split(':')[0]}")
             return seen
 
