@@ -25,7 +25,7 @@ app = typer.Typer(
 
 Directory = Annotated[Path, typer.Option("--dir", help="Where the testbed keeps its files.")]
 
-_DOWN_PATIENCE = 60.0  # seconds
+_DOWN_PATIENCE = 90.0  # seconds; nodes and then devices have their grace
 
 
 @app.command()
