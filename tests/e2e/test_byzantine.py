@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from keyhaul.errors import ConfigError, Unavailable
 from keyhaul.testbed.faults import Attack
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
+from tests.e2e.test_operate import lines
 from tests.e2e.test_testbed import KEYHAUL, ask, exchange, sae
 
 pytestmark = pytest.mark.e2e
@@ -58,8 +58,8 @@ def test_the_trace_names_the_cheat_and_its_signature_binds_it(tmp_path: Path) ->
                 with pytest.raises(Unavailable):
                     await one.get_key("sae-n4")
                 (honest,) = await one.get_key("sae-n2")
-            log = (directory / "logs" / "n4.log").read_text()
-            (key_id,) = {word for line in log.splitlines() for word in refused_ids(line)}
+            said = [line for line in lines(testbed, "n4") if "not what the origin sent" in line["event"]]
+            (key_id,) = {line["key_id"] for line in said}
             asked = await asyncio.to_thread(ask, "key", "trace", key_id, "--json", "--dir", str(directory))
             assert [each["suspects"] for each in asked["findings"]] == [["n2", "n3"]]
             assert {row["receipt"].partition(" ")[0] for row in asked["rows"]} == {"signed"}
@@ -73,11 +73,6 @@ def test_the_trace_names_the_cheat_and_its_signature_binds_it(tmp_path: Path) ->
             assert "suspect: n2 or n3" in shown.stdout
 
     asyncio.run(scene())
-
-
-def refused_ids(line: str) -> list[str]:
-    said = json.loads(line)
-    return [said["key_id"]] if "not what the origin sent" in said["event"] else []
 
 
 def test_a_cheating_node_does_not_start_outside_a_testbed(tmp_path: Path) -> None:
