@@ -80,16 +80,16 @@ async def _nodes(ready: Path, files: list[Path], stop: asyncio.Event) -> None:
     nodes = [Node(load(file)) for file in files]
     ports = {f"{node.config.name}.{port}" for node in nodes for port, _ in node.config.listeners}
     sockets = inherited(frozenset(ports))
-    started = []
     try:
-        for node in nodes:
-            names = {port: f"{node.config.name}.{port}" for port, _ in node.config.listeners}
-            started.append(node)
-            await node.start({port: sockets[name] for port, name in names.items()})
+        # All at once: whoever is up calls its neighbours, and waits for those that are bound and do not serve.
+        async with asyncio.TaskGroup() as tasks:
+            for node in nodes:
+                names = {port: f"{node.config.name}.{port}" for port, _ in node.config.listeners}
+                tasks.create_task(node.start({port: sockets[name] for port, name in names.items()}))
         write(ready, "{}")
         await stop.wait()
     finally:
-        await asyncio.gather(*(node.stop() for node in started))
+        await asyncio.gather(*(node.stop() for node in nodes))
 
 
 async def _devices(ready: Path, files: list[Path], stop: asyncio.Event) -> None:
