@@ -81,7 +81,7 @@ async def _nodes(ready: Path, files: list[Path], stop: asyncio.Event) -> None:
     ports = {f"{node.config.name}.{port}" for node in nodes for port, _ in node.config.listeners}
     sockets = inherited(frozenset(ports))
     try:
-        # All at once: whoever is up calls its neighbours, and waits for those that are bound and do not serve.
+        # All at once: whoever is up calls its neighbours, and waits for those that do not serve yet.
         async with asyncio.TaskGroup() as tasks:
             for node in nodes:
                 names = {port: f"{node.config.name}.{port}" for port, _ in node.config.listeners}

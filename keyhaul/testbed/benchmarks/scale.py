@@ -33,7 +33,8 @@ SIZES = {"line": (6, 12, 24), "random": (25, 50, 100)}
 QUICK = {"line": (6, 12, 24), "random": (10, 20, 40)}
 LARGEST = 100
 PROCESSES = 2
-ON_DEMAND = {"delivery": {"pool": 0}}
+ON_DEMAND = {"delivery": {"pool": 0, "request_timeout": 120.0}}
+"""As many requests at once as there are nodes share two cores: each takes as long as all together."""
 KEYS = 32  # keys a request
 HELD = 5_120  # keys that wait to be fetched, for their memory
 _CALM = 0.1  # of a core, at which a network of many nodes rests; their gossip never ends
@@ -153,7 +154,7 @@ def _holding(crowd: Crowd, pair: tuple[str, str]) -> dict[str, Any]:
     return {"kind": "sequence", "near": near, "far": far, "requests": HELD // 128, "number": 128}
 
 
-async def _at_rest(crowd: Crowd, patience: float = 60.0) -> None:
+async def _at_rest(crowd: Crowd, patience: float = 300.0) -> None:
     """Until the nodes have little to do. Raises Unavailable if that does not come."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
