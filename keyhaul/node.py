@@ -269,13 +269,13 @@ class Node:
         seen = LocalSource(lambda: self.network, self.status, self.trace, self.route, self.audit_tail)
         Pages(seen).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
-            "sae": (saes.answer, sae.render, Bounds()),
+            "sae": (saes.reply, sae.render, Bounds()),
             "admin": (operators, admin.render, Bounds(grace=peering.BOUNDS.grace)),
         }
         known = (*self.config.network.saes, *self.config.network.foreign)
         systems, limits = Systems(self.config.skip.systems, known), lambda: saes.limits
         encryptors = skip.SkipApplication(delivery, systems, self.entropy.read, turns, limits)
-        applications["skip"] = encryptors.answer, skip.render, Bounds()
+        applications["skip"] = encryptors.reply, skip.render, Bounds()
         for name, neighbours in self._neighbour_ports(kernel, turns).items():
             applications[name] = (neighbours.application(), peering.render, peering.BOUNDS)
         # Applications come last and so go first: what they still wait for comes in over the other ports.
@@ -289,7 +289,7 @@ class Node:
             if name == "sae" and self.config.workers:
                 told = worker_settings(credentials, tls.Policy(listener.tls), bounds)
                 number = self.config.workers
-                port = self._workers = Workers(number, saes, sae.refusal, told, bounds, note=self._note)
+                port = self._workers = Workers(number, saes, sae.render, told, bounds, note=self._note)
             else:
                 port = Port(name, application, render, _CALLERS[name], context, bounds, note=self._note)
             await port.open([sockets[name]])

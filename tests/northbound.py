@@ -22,7 +22,7 @@ import yaml
 
 from keyhaul.admission import Admission, Rules
 from keyhaul.edge.refusing import Note
-from keyhaul.edge.sae import SaeApplication, refusal, render
+from keyhaul.edge.sae import SaeApplication, render
 from keyhaul.edge.server import Bounds, Port, bind
 from keyhaul.edge.tls import Credentials, Policy, client_context, server_context
 from keyhaul.edge.turns import Turns
@@ -231,10 +231,10 @@ async def stage(
     port: Port | Workers
     if number := WORKERS.get() if workers is None else workers:
         told = settings(cast.port, Policy.COMPATIBLE, bounds)
-        port = Workers(number, application, refusal, told, bounds, note=note)
+        port = Workers(number, application, render, told, bounds, note=note)
     else:
         tls = server_context(cast.port, Policy.COMPATIBLE)
-        port = Port("sae", application.answer, render, sae_id, tls, bounds, note=note)
+        port = Port("sae", application.reply, render, sae_id, tls, bounds, note=note)
     await port.open([bind("127.0.0.1", 0)])
     try:
         yield Stage(port, kernel, cast)

@@ -17,11 +17,11 @@ from uuid import UUID
 import aiohttp
 import msgspec
 import structlog
-from aiohttp import web
 from cryptography import x509
 
 from keyhaul.consumers.agreement import Responder, Step
-from keyhaul.edge.server import Bounds, Port, bind, read_body
+from keyhaul.edge.calls import Call, NoSuchMethod, NoSuchPath, Reply
+from keyhaul.edge.server import Bounds, Port, bind
 from keyhaul.edge.tls import Credentials, equals_context
 from keyhaul.errors import (
     KeyhaulError,
@@ -128,15 +128,15 @@ class Listening:
         if self._port is not None:
             await self._port.close()
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        step = self._steps.get(request.rel_url.raw_path)
+    async def _answer(self, call: Call) -> Reply:
+        step = self._steps.get(call.path)
         if step is None:
-            raise web.HTTPNotFound
-        if request.method != "POST":
-            raise web.HTTPMethodNotAllowed(request.method, ["POST"])
-        told = decode(await read_body(request))
+            raise NoSuchPath
+        if call.method != "POST":
+            raise NoSuchMethod(["POST"])
+        told = decode(await call.body())
         await step(told.key_id, told.in_use)
-        return web.Response(body=b"{}", content_type="application/json")
+        return Reply(200, b"{}")
 
 
 def decode(body: bytes) -> Told:
@@ -147,9 +147,9 @@ def decode(body: bytes) -> Told:
         raise Malformed('the body is not {"key_ID": UUID}', "use the same release at both ends") from None
 
 
-def _refusal(error: KeyhaulError) -> web.Response:
-    body = msgspec.json.encode(No(error.cause, error.remedy))
-    return web.Response(status=error.status, body=body, content_type="application/json")
+def _refusal(error: KeyhaulError) -> Reply:
+    headers = {"Allow": error.allow} if isinstance(error, NoSuchMethod) else {}
+    return Reply(error.status, msgspec.json.encode(No(error.cause, error.remedy)), headers)
 
 
 def _error(status: int, said: bytes) -> KeyhaulError:

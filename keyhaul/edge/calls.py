@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
+from yarl import URL
+
 from keyhaul.errors import Refused
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Call(Protocol):
@@ -30,11 +35,27 @@ class Call(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes back: a status, a body of JSON, and headers besides those that every answer has."""
+    """What goes back: a status, a body of JSON, and headers besides those that every answer has.
+
+    `last`: the connection ends after it.
+    """
 
     status: int
     body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    last: bool = False
+
+
+Calls = Callable[[Call], Awaitable[Reply]]
+"""Answers calls; raises errors of keyhaul.errors."""
+
+
+def lists(parameters: str) -> dict[str, list[str]]:
+    """What stands behind the question mark: by name, with all values of each, unescaped as aiohttp does."""
+    found: dict[str, list[str]] = {}
+    for name, value in URL.build(path="/", query_string=parameters, encoded=True).query.items():
+        found.setdefault(name, []).append(value)
+    return found
 
 
 class NoSuchPath(Refused):

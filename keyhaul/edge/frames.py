@@ -168,18 +168,18 @@ def unpack_call(content: bytes) -> tuple[str, str, str, bytes]:
     return method, path, query, content[at:]
 
 
-def pack_reply(reply: Reply, *, last: bool) -> bytes:
-    """`last`: the connection ends after it."""
+def pack_reply(reply: Reply) -> bytes:
+    """For `Kind.REPLY`."""
     lines = "".join(f"{name}:{value}\n" for name, value in reply.headers.items()).encode()
-    return _REPLY.pack(reply.status, last, len(lines)) + lines + reply.body
+    return _REPLY.pack(reply.status, reply.last, len(lines)) + lines + reply.body
 
 
-def unpack_reply(content: bytes) -> tuple[Reply, bool]:
-    """A reply, and whether the connection ends after it."""
+def unpack_reply(content: bytes) -> Reply:
+    """The reply in such a frame."""
     status, last, length = _REPLY.unpack_from(content)
     lines = content[_REPLY.size : _REPLY.size + length].decode().splitlines() if length else ()
     headers: Mapping[str, str] = dict(line.split(":", 1) for line in lines)
-    return Reply(status, content[_REPLY.size + length :], headers), last
+    return Reply(status, content[_REPLY.size + length :], headers, last)
 
 
 def _octets(text: str) -> bytes:

@@ -1,7 +1,7 @@
 """The port for applications: ETSI GS QKD 014 V1.1.1, server side. Who calls is what its certificate says.
 
 A handler reads, checks against the policy, asks the kernel (`Delivery`), and answers: from `Call` to
-`Reply`, wherever the HTTP was read. Errors become answers in `refusal` alone. The standard knows 400, 401
+`Reply`, wherever the HTTP was read. Errors become answers in `render` alone. The standard knows 400, 401
 and 503; two more are HTTP's own, 404 for a path and 405 for a method that are not part of the interface. A
 body that comes too slowly gets 400, not 503: the fault is the sender's, and 503 would invite it to send the
 same again.
@@ -14,14 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
-from aiohttp import web
-from multidict import CIMultiDict
-
 from keyhaul.admission import Admission, Rules
 from keyhaul.edge.calls import Call, NoSuchMethod, NoSuchPath, Reply
-from keyhaul.edge.server import HttpCall
 from keyhaul.edge.turns import Turns
-from keyhaul.edge.whole import HEADERS, Whole, fits
 from keyhaul.errors import ExtensionRefused, KeyhaulError, KeyNotFound, Refused, TimedOut, Unauthorized
 from keyhaul.messages import etsi014
 from keyhaul.messages.etsi014 import TRUST, Delivered, KeyIds, KeyRequest, Order, Refusal, Standing
@@ -76,10 +71,6 @@ class SaeApplication:
             ("dec_keys", "POST"): self._dec_keys,
         }
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """`reply` for a port that reads its HTTP in this process."""
-        return answered(await self.reply(HttpCall(request)), request)
-
     async def reply(self, call: Call) -> Reply:
         """One call. Raises errors of keyhaul.errors."""
         operation, sae = find(call.method, call.path)
@@ -126,12 +117,7 @@ class SaeApplication:
         return _container(keys, [len(key.bits) * 8 for key in keys], trust=asked.trust)
 
 
-def render(error: KeyhaulError) -> web.Response:
-    """`refusal` for a port that writes its HTTP in this process."""
-    return http(refusal(error))
-
-
-def refusal(error: KeyhaulError) -> Reply:
+def render(error: KeyhaulError) -> Reply:
     """An error as 014 says it: its own message where clause 5 fixes one, cause and next step beside it."""
     message, cause = error.cause, ""
     if isinstance(error, KeyNotFound):
@@ -167,7 +153,6 @@ def _container(keys: Sequence[Delivered], sizes: list[int], *, trust: bool) -> R
             key.bits.wipe()
 
 
-_HEADERS = CIMultiDict(HEADERS)
 _PREFIX = etsi014.PREFIX.split("/")
 _VERBS = {"status": ("GET",), "enc_keys": ("GET", "POST"), "dec_keys": ("GET", "POST")}
 
@@ -185,17 +170,3 @@ def find(method: str, path: str) -> tuple[str, str]:
     if method not in verbs:
         raise NoSuchMethod(verbs)
     return pieces[-1], pieces[-2]
-
-
-def answered(reply: Reply, request: web.BaseRequest) -> web.StreamResponse:
-    """A reply to a request after which the connection may stay open."""
-    plain = reply.status == 200 and not reply.headers and fits(request)
-    return Whole(reply.body) if plain else http(reply)
-
-
-def http(reply: Reply) -> web.Response:
-    """A reply as aiohttp sends it, with the headers of every answer."""
-    headers = CIMultiDict(_HEADERS)
-    if reply.headers:
-        headers.update(reply.headers)
-    return web.Response(status=reply.status, body=reply.body, headers=headers)

@@ -1,8 +1,9 @@
 """One TLS port: bounded in size and time, JSON on every path, one log line for each refused request.
 
 The ports for SAEs, nodes and operators are each a `Port` around an aiohttp application, or around one
-function that answers every request, which spares the busiest of them aiohttp's routes. Handlers raise
-errors of `keyhaul.errors`; the port's `render` is the one place that turns them into HTTP.
+function that answers every call, which spares the busiest of them aiohttp's routes, and for requests whose
+head came before (`heads`) all of aiohttp. Handlers raise errors of `keyhaul.errors`; the port's `render` is
+the one place that turns them into answers.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import functools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from cryptography import x509
-from multidict import MultiMapping
 
 from keyhaul import story
 from keyhaul.edge.accepting import Acceptor, Crowd, Traffic
-from keyhaul.edge.calls import NoSuchMethod, NoSuchPath
+from keyhaul.edge.calls import Calls, NoSuchMethod, NoSuchPath, Reply, lists
+from keyhaul.edge.heads import Head, Heads
 from keyhaul.edge.refusing import Note, Refusals
 from keyhaul.edge.tls import peer_certificate
+from keyhaul.edge.whole import answer, http, written
 from keyhaul.errors import (
     ConfigError,
     KeyhaulError,
@@ -36,9 +38,8 @@ from keyhaul.errors import (
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Answering = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-Application = web.Application | Answering
-Render = Callable[[KeyhaulError], web.Response]
+Application = web.Application | Calls
+Render = Callable[[KeyhaulError], web.Response | Reply]
 NameOf = Callable[[x509.Certificate], str]
 TLS_SHUTDOWN = 2.0  # seconds to say goodbye
 
@@ -88,6 +89,7 @@ class Port:
         self.bounds = bounds or Bounds()
         self._tls = tls
         self._application = application
+        self.direct = not isinstance(application, web.Application)
         self._runner: web.BaseRunner | None = None
         self._acceptors: list[Acceptor] = []
         self.traffic = Traffic()
@@ -123,7 +125,7 @@ class Port:
         application, grace = self._application, self.bounds.grace
         if isinstance(application, web.Application):
             return web.AppRunner(application, access_log=None, shutdown_timeout=grace)
-        server = web.Server(functools.partial(self._answer, handler=application), access_log=None)
+        server = web.Server(self._answer_call, access_log=None)
         return web.ServerRunner(server, shutdown_timeout=grace)
 
     @property
@@ -141,17 +143,17 @@ class Port:
 
     def _middleware(self) -> Middleware:
         @web.middleware
-        async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
             return await self._answer(request, handler)
 
-        return answer
+        return middleware
 
-    async def _answer(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """What a handler answers, or what its error says; the story of the request begins here."""
         story.begin()
         try:
-            self._count(request)
-            response: web.StreamResponse = await handler(request)
+            self._admit(_connection(request))
+            response = await handler(request)
             self.traffic.answers[response.status] += 1
             return response
         except ConnectionError as lost:
@@ -162,6 +164,33 @@ class Port:
             return self._refuse(request, _as_error(raised))
         except Exception as bug:  # noqa: BLE001  the root of a request: the port must stay up
             return self._refuse(request, self.refusals.shown(bug))
+
+    async def _answer_call(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The same for a port around one function."""
+        reply = await self.reply(HttpCall(_connection(request), request))
+        cut = reply.status >= 400 and not request.content.is_eof()
+        return answer(replace(reply, last=True) if cut else reply, request)
+
+    async def reply(self, call: HttpCall) -> Reply:
+        """What the function answers, or what its error says; the story of the call begins here."""
+        story.begin()
+        try:
+            self._admit(call.connection)
+            assert not isinstance(self._application, web.Application)
+            reply = await self._application(call)
+            self.traffic.answers[reply.status] += 1
+            return reply
+        except ConnectionError as lost:
+            if call.connection.transport is None:
+                raise  # nobody is left to answer
+            error: KeyhaulError = self.refusals.unexpected(lost)
+        except Exception as bug:  # noqa: BLE001  the root of a call: the port must stay up
+            error = self.refusals.shown(bug)
+        rendered = self.render(error)
+        assert isinstance(rendered, Reply)
+        reply = replace(rendered, headers={**rendered.headers, **named()}, last=call.connection.surplus)
+        self.refusals.tell(error, reply.status, call.connection.caller, call.method, call.path)
+        return reply
 
     def met(self, connection: Connection) -> None:
         """A connection has its handshake behind it."""
@@ -175,32 +204,34 @@ class Port:
         """A connection is gone."""
         self.traffic.lost(connection.caller)
 
-    def _count(self, request: web.BaseRequest) -> None:
-        connection = request.protocol
-        assert isinstance(connection, Connection)
+    def _admit(self, connection: Connection) -> None:
         if connection.caller is None:
-            self.named(connection, caller_of(request))
+            self.named(connection, connection.find_caller())
         if connection.surplus:
             raise self.bounds.crowd.surplus()
 
     def _refuse(self, request: web.BaseRequest, error: KeyhaulError) -> web.Response:
-        response = self.render(error)
+        rendered, connection = self.render(error), _connection(request)
+        response = http(rendered) if isinstance(rendered, Reply) else rendered
         if isinstance(error, NoSuchMethod):
             response.headers["Allow"] = error.allow
-        if (request_story := story.current()) is not None:
-            response.headers["X-Request-ID"] = request_story.request  # what the log names it by
-        surplus = isinstance(request.protocol, Connection) and request.protocol.surplus
-        if surplus or not request.content.is_eof():  # the rest of a body is never taken for the next request
-            response.force_close()
-        caller = request.protocol.caller if isinstance(request.protocol, Connection) else None
-        self.refusals.tell(error, response.status, caller, request.method, request.rel_url.raw_path)
+        response.headers.update(named())
+        if connection.surplus or not request.content.is_eof():
+            response.force_close()  # the rest of a body is never taken for the next request
+        self.refusals.tell(
+            error, response.status, connection.caller, request.method, request.rel_url.raw_path
+        )
         return response
 
 
 class Connection(web.RequestHandler):
-    """One client connection, which remembers whose certificate it has."""
+    """One client connection, which remembers whose certificate it has, and the heads of its requests.
 
-    __slots__ = ("caller", "number", "port", "surplus")
+    A request whose head is remembered is answered here, while aiohttp's own task waits for the next one
+    that it has to read. Where this touches what aiohttp keeps of a connection, it does as aiohttp does.
+    """
+
+    __slots__ = ("_behind", "_direct", "_heads", "caller", "number", "port", "surplus")
 
     def __init__(
         self, server: web.Server, port: Port, number: int, *, loop: asyncio.AbstractEventLoop
@@ -217,6 +248,15 @@ class Connection(web.RequestHandler):
         self.number = number
         self.caller: str | None = None
         self.surplus = False
+        self._heads = Heads() if port.direct else None
+        self._direct: asyncio.Task[None] | None = None
+        self._behind = b""  # what came while it was at work
+
+    def find_caller(self) -> str:
+        """The name in the client's certificate, worked out once. Raises Unauthorized."""
+        if self.caller is None:
+            self.caller = self.port.name_of(peer_certificate(self.transport))
+        return self.caller
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.port.met(self)
@@ -225,6 +265,68 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.port.lost(self)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        heads = self._heads
+        if heads is None or not data:  # aiohttp calls it without data, to go on with what it holds
+            super().data_received(data)
+        elif self._direct is not None:
+            self._pause_transport_reading()
+            self._behind += data
+        elif not heads.aligned:
+            super().data_received(data)
+        elif self._rests() and (found := heads.find(data)) is not None:
+            self._request_in_progress = True
+            self._direct = self._loop.create_task(self._reply(HttpCall(self, None, *found)))
+        else:
+            before = len(self._messages)
+            super().data_received(data)
+            heads.learn(data, [*self._messages][before:])
+
+    def _rests(self) -> bool:
+        """Whether aiohttp's task waits for a request."""
+        return self._waiter is not None and not self._waiter.done()
+
+    async def _reply(self, call: HttpCall) -> None:
+        """Answer one call."""
+        try:
+            reply = await self.port.reply(call)
+            if self.transport is None:
+                return
+            self.transport.write(written(reply))
+            if reply.last:
+                self.force_close()
+            elif self._paused:
+                await self._drain_helper()
+        except ConnectionError:
+            pass  # the client is gone
+        except Exception as bug:  # noqa: BLE001  the root of a task
+            self.log_exception("Unhandled exception", exc_info=bug)
+            self.force_close()
+        finally:
+            self._replied()
+
+    def _replied(self) -> None:
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._direct = None
+        if self._behind and self.transport is not None:
+            data, self._behind = self._behind, b""
+            self._resume_transport_reading()
+            self.data_received(data)
+
+    def _process_keepalive(self) -> None:
+        if self._direct is not None:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  aiohttp's
+        """Let the call in progress finish for at most so many seconds."""
+        await super().shutdown(timeout)
+        if self._direct is not None:
+            self._direct.cancel()
 
     def handle_error(
         self,
@@ -252,51 +354,59 @@ class Connection(web.RequestHandler):
 
 
 def caller_of(request: web.BaseRequest) -> str:
-    """The name in the caller's certificate, worked out once per connection. Raises Unauthorized."""
+    """The name in the caller's certificate. Raises Unauthorized."""
+    return _connection(request).find_caller()
+
+
+def _connection(request: web.BaseRequest) -> Connection:
     connection = request.protocol
     assert isinstance(connection, Connection)
-    if connection.caller is None:
-        connection.caller = connection.port.name_of(peer_certificate(request.transport))
-    return connection.caller
+    return connection
+
+
+def named() -> dict[str, str]:
+    """What the log names the request by."""
+    now = story.current()
+    return {} if now is None else {"X-Request-ID": now.request}
 
 
 class HttpCall:
-    """A `Call` whose HTTP is read in this process."""
+    """A `Call` whose HTTP is read in this process: by aiohttp, or a remembered head with its body."""
 
-    __slots__ = ("_request",)
+    __slots__ = ("_body", "_request", "connection", "method", "parameters", "path")
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        request: web.BaseRequest | None,
+        head: Head | None = None,
+        body: bytes = b"",
+    ) -> None:
+        self.connection = connection
         self._request = request
+        self._body = body
+        if head is not None:
+            self.method, self.path, self.parameters, _ = head
+        else:
+            assert request is not None
+            url = request.rel_url
+            self.method, self.path, self.parameters = request.method, url.raw_path, url.raw_query_string
 
     @property
     def caller(self) -> str:
-        return caller_of(self._request)
-
-    @property
-    def method(self) -> str:
-        return self._request.method
-
-    @property
-    def path(self) -> str:
-        return self._request.rel_url.raw_path
+        return self.connection.caller or self.connection.find_caller()
 
     def query(self) -> dict[str, list[str]]:
         """The parameters, unescaped."""
-        return lists(self._request.query)
+        return lists(self.parameters)
 
     async def body(self) -> bytes:
         """All of it, asked for if the client waits for that."""
+        if self._request is None:
+            return self._body
         if "Expect" in self._request.headers:
             await expect(self._request)
         return await read_body(self._request)
-
-
-def lists(query: MultiMapping[str]) -> dict[str, list[str]]:
-    """Parameters by name, with all values of each."""
-    found: dict[str, list[str]] = {}
-    for name, value in query.items():
-        found.setdefault(name, []).append(value)
-    return found
 
 
 async def expect(request: web.BaseRequest) -> None:
@@ -308,9 +418,7 @@ async def expect(request: web.BaseRequest) -> None:
 
 async def read_body(request: web.BaseRequest) -> bytes:
     """The whole body. Raises TooLarge, TimedOut, and Malformed for broken framing or compression."""
-    connection = request.protocol
-    assert isinstance(connection, Connection)
-    bounds = connection.port.bounds
+    bounds = _connection(request).port.bounds
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Malformed("the body is compressed", "send it as it is, without Content-Encoding")
     if (request.content_length or 0) > bounds.body:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
-
 from keyhaul.edge.calls import Call, NoSuchMethod, NoSuchPath, Reply
-from keyhaul.edge.sae import Delivery, http
-from keyhaul.edge.server import HttpCall
+from keyhaul.edge.sae import Delivery
 from keyhaul.edge.turns import Turns
 from keyhaul.errors import KeyhaulError, KeyNotFound, Malformed, Refused, StoreUnavailable, Unauthorized
 from keyhaul.keys import Secret
@@ -39,10 +36,6 @@ class SkipApplication:
     ) -> None:
         self._delivery, self._systems, self._random = delivery, systems, random
         self._turns, self._limits = turns, limits
-
-    async def answer(self, request: web.BaseRequest) -> web.Response:
-        """One call, for a port that reads its HTTP in this process."""
-        return http(await self.reply(HttpCall(request)))
 
     async def reply(self, call: Call) -> Reply:
         """One call. Raises errors of keyhaul.errors."""
@@ -99,7 +92,7 @@ class SkipApplication:
 _ONCE = "each key is delivered once, to the encryptor it was asked for"
 
 
-def render(error: KeyhaulError) -> web.Response:
+def render(error: KeyhaulError) -> Reply:
     """An error with the draft's status: 400, 404, 405, 500 if a key could not be read, else 503."""
     status = error.status if isinstance(error, Refused | Unauthorized) else 503
     if isinstance(error, StoreUnavailable):
@@ -109,4 +102,4 @@ def render(error: KeyhaulError) -> web.Response:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, NoSuchMethod):
         headers["Allow"] = error.allow
-    return http(Reply(status, skip.encode_refusal(error.cause, error.remedy), headers))
+    return Reply(status, skip.encode_refusal(error.cause, error.remedy), headers)

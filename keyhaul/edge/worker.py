@@ -18,11 +18,11 @@ from typing import Any
 
 import msgspec
 import structlog
-from aiohttp import web
 
 from keyhaul import story
 from keyhaul.edge import sae, tls
 from keyhaul.edge.accepting import Traffic
+from keyhaul.edge.calls import Call, Reply
 from keyhaul.edge.frames import NUMBER, Channel, Kind, Told, pack_call, pack_told, unpack_reply
 from keyhaul.edge.refusing import Refusals
 from keyhaul.edge.server import Bounds, Connection, HttpCall, Port
@@ -48,20 +48,13 @@ class Front(Port):
         self._channel = channel
         self.refusals = _Reported(channel)
 
-    async def forward(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def forward(self, call: Call) -> Reply:
         """One call, answered by the node."""
-        call, connection = HttpCall(request), request.protocol
-        assert isinstance(connection, Connection)
-        method, path = call.method, call.path
-        sae.find(method, path)
-        body = await call.body() if method == "POST" else b""
-        content = pack_call(method, path, request.rel_url.raw_query_string, body)
-        reply, last = unpack_reply(await self._channel.ask(connection.number, content))
-        if not last:
-            return sae.answered(reply, request)
-        response = sae.http(reply)
-        response.force_close()
-        return response
+        assert isinstance(call, HttpCall)
+        sae.find(call.method, call.path)
+        body = await call.body() if call.method == "POST" else b""
+        content = pack_call(call.method, call.path, call.parameters, body)
+        return unpack_reply(await self._channel.ask(call.connection.number, content))
 
     def met(self, connection: Connection) -> None:
         """A connection has its handshake behind it."""

@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import structlog
-from yarl import URL
 
 from keyhaul import story
 from keyhaul.edge.accepting import Acceptor, Traffic
-from keyhaul.edge.calls import Call, Reply
+from keyhaul.edge.calls import Call, Reply, lists
 from keyhaul.edge.frames import AROUND, Kind, Told, pack_reply, unpack_call, unpack_told
 from keyhaul.edge.refusing import Note, Refusals
-from keyhaul.edge.server import Bounds, lists
+from keyhaul.edge.server import Bounds, named
 from keyhaul.edge.spawning import Visitor, WorkerEnd, spawn
 from keyhaul.errors import KeyhaulError, Malformed, Unavailable
 from keyhaul.messages.tracecontext import TraceContext
@@ -58,7 +57,7 @@ class HandedCall:
 
     def query(self) -> Mapping[str, Sequence[str]]:
         """The parameters, unescaped as aiohttp does it."""
-        return lists(URL.build(path="/", query_string=self.parameters, encoded=True).query)
+        return lists(self.parameters)
 
     async def body(self) -> bytes:
         """It was bounded where it was read."""
@@ -234,13 +233,7 @@ class Workers:
             self.traffic.answers[reply.status] += 1
         except Exception as bug:  # noqa: BLE001  the root of a request: the port must stay up
             error = self.refusals.shown(bug)
-            reply = self._named(self._render(error))
+            reply = self._render(error)
+            reply = replace(reply, headers={**reply.headers, **named()}, last=visitor.surplus)
             self.refusals.tell(error, reply.status, call.caller, call.method, call.path)
-        end.send(Kind.REPLY, number, pack_reply(reply, last=visitor.surplus))
-
-    def _named(self, reply: Reply) -> Reply:
-        """With the id that the log names the request by."""
-        told = story.current()
-        return (
-            reply if told is None else replace(reply, headers={**reply.headers, "X-Request-ID": told.request})
-        )
+        end.send(Kind.REPLY, number, pack_reply(reply))

@@ -111,8 +111,8 @@ def test_what_is_no_call_is_refused(content: bytes) -> None:
 @given(st.binary(max_size=500), st.booleans())
 def test_a_reply_is_what_was_answered(body: bytes, last: bool) -> None:
     for headers in ({}, {"Retry-After": "2", "Allow": "GET,POST"}):
-        reply = Reply(503, body, headers)
-        assert unpack_reply(pack_reply(reply, last=last)) == (reply, last)
+        reply = Reply(503, body, headers, last)
+        assert unpack_reply(pack_reply(reply)) == reply
 
 
 def test_a_refusal_is_what_was_told_and_its_path_can_be_shown() -> None:

@@ -255,7 +255,7 @@ def test_the_certificate_is_read_once_per_connection(cast: Cast) -> None:
         return reads[-1]
 
     async def story() -> None:
-        application = SaeApplication(Kernel()).answer
+        application = SaeApplication(Kernel()).reply
         port = Port("sae", application, render, name_of, server_context(cast.port, Policy.COMPATIBLE))
         await port.open([bind("127.0.0.1", 0)])
         async with SaeClient(f"https://localhost:{port.addresses[0][1]}", cast.tls(MASTER)) as client:

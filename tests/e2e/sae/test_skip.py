@@ -98,7 +98,7 @@ async def provider(cast: Cast, kernel: Any = None, rules: Rules | None = None) -
     turns = Turns(Admission(rules or Rules()), time.monotonic)
     application = SkipApplication(kernel, systems, random, turns, Limits)
     context = server_context(cast.port, Policy.COMPATIBLE)
-    port = Port("skip", application.answer, render, sae_id, context)
+    port = Port("skip", application.reply, render, sae_id, context)
     await port.open([bind("127.0.0.1", 0)])
     try:
         yield Provider(f"https://127.0.0.1:{port.addresses[0][1]}", cast, kernel, random)
