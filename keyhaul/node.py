@@ -278,8 +278,12 @@ class Node:
         applications["skip"] = encryptors.reply, skip.render, Bounds()
         for name, neighbours in self._neighbour_ports(kernel, turns).items():
             applications[name] = (neighbours.application(), peering.render, peering.BOUNDS)
-        # Applications come last and so go first: what they still wait for comes in over the other ports.
-        for name, listener in sorted(self.config.listeners, key=lambda each: each[0] in ("sae", "skip")):
+        # Ports of applications close first: what they still wait for comes in over the others.
+        others: list[Port | Workers] = []
+        served: list[Port | Workers] = []
+        for group in (others, served):
+            self._stack.push_async_callback(_close_all, group)
+        for name, listener in self.config.listeners:
             application, render, bounds = applications[name]
             credentials = tls.Credentials(listener.cert, listener.key, listener.ca)
             context = tls.server_context(credentials, tls.Policy(listener.tls))
@@ -292,9 +296,9 @@ class Node:
                 port = self._workers = Workers(number, saes, sae.render, told, bounds, note=self._note)
             else:
                 port = Port(name, application, render, _CALLERS[name], context, bounds, note=self._note)
+            (served if name in ("sae", "skip") else others).append(port)
             await port.open([sockets[name]])
             self._traffic[name] = port.traffic
-            self._stack.push_async_callback(port.close)
 
     def _neighbour_ports(self, kernel: Kernel, turns: Turns) -> dict[str, peering.NodePort]:
         """One port for all neighbours, or one for ours and one for foreign key managers."""
@@ -536,6 +540,11 @@ def prepare(settings: config.NodeConfig) -> list[str]:
     opened = vault.create_root(settings.store)
     opened.root.wipe()
     return [f"root secret kept by {opened.kind}, grade {opened.grade.value}", *opened.warnings]
+
+
+async def _close_all(ports: Sequence[Port | Workers]) -> None:
+    """All at once, so that they take no longer than one."""
+    await asyncio.gather(*(port.close() for port in ports))
 
 
 def _read(path: Path) -> bytes:

@@ -23,7 +23,7 @@ from keyhaul.messages import etsi020
 from keyhaul.messages.etsi020 import Ack, ExtKeys, Void
 from keyhaul.messages.problems import plain_problem, problem
 
-BOUNDS = Bounds(body=8 * 1024 * 1024, grace=3.0)  # so that all five ports together close within 30 s
+BOUNDS = Bounds(body=8 * 1024 * 1024, grace=3.0)  # these close after the applications' ports
 ENVELOPE_PATH = "/keyhaul/v1/envelope"
 REFILL_PATH = "/keyhaul/v1/refill"
 RECORDS_PATH = "/keyhaul/v1/records"

@@ -122,11 +122,12 @@ class Port:
         )
 
     def _make_runner(self) -> web.BaseRunner:
-        application, grace = self._application, self.bounds.grace
+        # aiohttp waits that long twice: for the request, and for what is left of its connection.
+        application, half = self._application, self.bounds.grace / 2
         if isinstance(application, web.Application):
-            return web.AppRunner(application, access_log=None, shutdown_timeout=grace)
+            return web.AppRunner(application, access_log=None, shutdown_timeout=half)
         server = web.Server(self._answer_call, access_log=None)
-        return web.ServerRunner(server, shutdown_timeout=grace)
+        return web.ServerRunner(server, shutdown_timeout=half)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

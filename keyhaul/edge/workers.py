@@ -132,6 +132,8 @@ class Workers:
 
     async def close(self) -> None:
         """Stop listening, let requests in progress finish for at most `grace` seconds, end the workers."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.bounds.grace
         for acceptor in self._acceptors:
             await acceptor.close()
         for keeper in self._keepers:
@@ -139,7 +141,7 @@ class Workers:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*(end.drain(self.bounds.grace + SPARE) for end in [*self._ends]))
         if self._calls:  # of clients that went away
-            _, late = await asyncio.wait(self._calls, timeout=self.bounds.grace)
+            _, late = await asyncio.wait(self._calls, timeout=max(0.0, until - loop.time()))
             for task in late:
                 task.cancel()
         self._acceptors.clear()

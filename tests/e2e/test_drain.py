@@ -10,13 +10,23 @@ from pathlib import Path
 import pytest
 
 from keyhaul.edge.client import SaeClient
+from keyhaul.edge.server import Bounds, Port
 from keyhaul.edge.tls import Policy, client_context
+from keyhaul.edge.workers import SPARE
 from keyhaul.errors import PeerUnreachable
+from keyhaul.node import Node
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
 from tests.e2e.test_operate import client, credentials, eventually, lines
+from tests.nodes import make_node, make_ports
+from tests.northbound import MASTER, SLAVE, Cast, Slow, make_cast, stage
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
+    return make_cast(tmp_path_factory.mktemp("pki") / "pki")
 
 
 def test_a_request_that_waits_for_the_far_end_is_finished_before_the_node_stops(tmp_path: Path) -> None:
@@ -80,9 +90,61 @@ async def held_up(directory: Path) -> None:
                 lambda: any(line["event"] == "keys leave" for line in lines(testbed, "n1")[before:])
             )
             os.kill(testbed.pid("n1"), signal.SIGTERM)
-            async with asyncio.timeout(60):  # the unit gives it 30 s; this machine may be slower
+            async with asyncio.timeout(30):  # what the unit gives it
                 assert await testbed._process("n1").wait() == 0
         finally:
             os.kill(testbed.pid("n2"), signal.SIGCONT)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
+
+
+def test_all_ports_of_a_kind_close_at_once_and_those_of_applications_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, five ports would outlast what systemd gives a node."""
+    ports = make_ports(tmp_path / "pki")
+    more = {"skip": ports["sae"], "plain": ports["node"]}
+    config = make_node(tmp_path / "node", {**ports, **more})
+    groups = [{"sae", "skip"}, {"node", "plain", "admin"}]
+    together = [asyncio.Barrier(len(group)) for group in groups]
+    closed: list[str] = []
+    close = Port.close
+
+    async def met(port: Port) -> None:
+        await next(each for each, group in zip(together, groups, strict=True) if port.role in group).wait()
+        await close(port)
+        closed.append(port.role)
+
+    async def scene() -> None:
+        node = Node(config)
+        await node.start()
+        monkeypatch.setattr(Port, "close", met)
+        async with asyncio.timeout(30):
+            await node.stop()
+
+    asyncio.run(scene())
+    assert {*closed[:2]} == groups[0]
+    assert {*closed[2:]} == groups[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_port_waits_for_its_requests_for_its_grace_and_not_for_twice_that(
+    cast: Cast, workers: int, gone: bool
+) -> None:
+    async def scene() -> None:
+        slow = Slow()
+        bounds = Bounds(grace=SPARE + 1.0)
+        async with stage(cast, bounds=bounds, kernel=slow, workers=workers) as here:
+            async with here.connection(MASTER) as (_, writer):
+                path = f"/api/v1/keys/{SLAVE}/enc_keys"
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                await slow.entered.wait()
+                if gone:  # a worker has nothing to wait for then, the node has
+                    writer.close()
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                await here.port.close()
+                assert loop.time() - began < 2 * bounds.grace
+
+    asyncio.run(scene())
