@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from keyhaul import hardening, notify
@@ -32,6 +34,7 @@ from tests.nodes import make_node, make_ports
 pytestmark = pytest.mark.e2e
 
 UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "keyhaul@.service"
+PATH = os.pathsep.join([str(UNIT.parents[2]), *(each for each in sys.path if each.endswith("site-packages"))])
 AS_ROOT = os.geteuid() == 0
 
 
@@ -52,13 +55,22 @@ class Daemon:
                 if line in (found := datagram.split("\n")):
                     return found
 
-    def status(self) -> dict[str, str]:
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    async def workers(self, tls: ssl.SSLContext) -> list[int]:
+        """Their process ids, of the node's own status."""
+        ready = next(line for line in self.log.read_text().splitlines() if '"node ready"' in line)
+        url = json.loads(ready)["urls"]["admin"].replace("127.0.0.1", "localhost")
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/admin/v1/status", ssl=tls) as said:
+            return [each["pid"] for each in (await said.json())["workers"]["running"]]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """`/proc/PID/status`, which the kernel shows of a process that nobody may trace, too."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 @contextlib.asynccontextmanager
-async def daemon(file: Path, **environment: str) -> AsyncIterator[Daemon]:
+async def daemon(file: Path, python: str = sys.executable, **environment: str) -> AsyncIterator[Daemon]:
     address = file.parent / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(address))
@@ -67,7 +79,7 @@ async def daemon(file: Path, **environment: str) -> AsyncIterator[Daemon]:
         log = file.parent / "log"
         with log.open("wb") as stream:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "keyhaul.cli", "serve", "--config", str(file),
+                python, "-m", "keyhaul.cli", "serve", "--config", str(file),
                 env={**os.environ, "NOTIFY_SOCKET": str(address), **environment},
                 stdout=stream, stderr=stream, cwd=Path(__file__).parents[2],
             )  # fmt: skip
@@ -86,7 +98,7 @@ def test_a_running_node_gives_away_neither_memory_nor_rights_and_ends_in_order(t
         async with daemon(config.file, WATCHDOG_USEC="200000") as node:
             assert "STATUS=vigo serves" in await node.hears("READY=1")
             await node.hears("WATCHDOG=1")
-            status = node.status()
+            status = status_of(node.process.pid)
             assert status["NoNewPrivs"] == "1"
             assert status["Umask"] == "0077"
             limits = Path(f"/proc/{node.process.pid}/limits").read_text()
@@ -111,24 +123,87 @@ def open_path() -> Iterator[Path]:
         yield path
 
 
+def given_to(user: pwd.struct_passwd, directory: Path) -> None:
+    """All that is in it."""
+    for path in [directory, *directory.rglob("*")]:
+        os.chown(path, user.pw_uid, user.pw_gid)
+
+
 @pytest.mark.skipif(not AS_ROOT, reason="only root can give up the rights of root")
 def test_root_is_given_up_for_ever_and_other_processes_of_the_user_cannot_read_the_node(
     open_path: Path,
 ) -> None:
     nobody = pwd.getpwnam("nobody")
     config = make_node(open_path / "node", make_ports(open_path / "pki"), user="nobody")
-    for path in [open_path, *open_path.rglob("*")]:
-        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    given_to(nobody, open_path)
 
     async def scene() -> None:
         async with daemon(config.file) as node:
             await node.hears("READY=1")
-            status = node.status()
-            assert status["Uid"].split() == [str(nobody.pw_uid)] * 4
-            assert status["Gid"].split() == [str(nobody.pw_gid)] * 4
-            assert status["CapEff"] == "0" * 16
+            has_given_up(nobody, node.process.pid)
             assert node.process.returncode is None
             await asyncio.to_thread(refused_to, nobody, node.process.pid, open_path)
+
+    asyncio.run(scene())
+
+
+def has_given_up(user: pwd.struct_passwd, pid: int) -> None:
+    """That user in every respect, with no right of root and no way back."""
+    status = status_of(pid)
+    assert status["Uid"].split() == [str(user.pw_uid)] * 4
+    assert status["Gid"].split() == [str(user.pw_gid)] * 4
+    assert {*status["Groups"].split()} <= {str(user.pw_gid)}
+    assert {status[each] for each in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {"0" * 16}
+    assert status["NoNewPrivs"] == "1"
+
+
+def python_of(user: pwd.struct_passwd) -> str:
+    """An interpreter that this user can run with this package: ours may lie in a private home."""
+    tell = "import sys, cryptography, msgspec, keyhaul.edge.spawning; print(*sys.version_info[:2])"
+    for each in (sys.executable, "/usr/bin/python3"):
+        with contextlib.suppress(OSError):
+            done = subprocess.run(
+                [each, "-c", tell], env={"PYTHONPATH": PATH}, capture_output=True, text=True, check=False,
+                user=user.pw_uid, group=user.pw_gid, extra_groups=[],
+            )  # fmt: skip
+            if done.stdout.split() == [str(number) for number in sys.version_info[:2]]:
+                return each
+    pytest.skip(f"{user.pw_name} cannot run this version of Python, or read this checkout")
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can give up the rights of root")
+def test_workers_of_a_node_that_gave_up_root_have_none_of_it_either_and_come_back(open_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    python = python_of(nobody)
+    config = make_node(open_path / "node", make_ports(open_path / "pki"), user="nobody", workers=2)
+    operators = Pki.open(open_path / "pki").admin("galicia", "ops")
+    tls = client_context(Credentials(operators.cert, operators.key, operators.ca), Policy.COMPATIBLE)
+    given_to(nobody, open_path)
+
+    async def scene() -> None:
+        async with daemon(config.file, python, PYTHONPATH=PATH) as node:
+            await node.hears("READY=1")
+            has_given_up(nobody, node.process.pid)
+            before = await node.workers(tls)
+            assert len(before) == 2
+            for pid in before:
+                has_given_up(nobody, pid)
+                assert Path(f"/proc/{pid}/mem").stat().st_uid == 0, "its user could trace it"
+                await asyncio.to_thread(refused_to, nobody, pid, open_path)
+            os.kill(before[0], signal.SIGKILL)
+            async with asyncio.timeout(60):
+                while len(after := await node.workers(tls)) < 2 or before[0] in after:
+                    await asyncio.sleep(0.05)
+            for pid in after:
+                has_given_up(nobody, pid)
+            # A reload, too, reads everything as that user.
+            node.process.send_signal(signal.SIGHUP)
+            await node.hears("RELOADING=1")
+            await node.hears("READY=1")
+            assert "not reloaded" not in node.log.read_text()
+            node.process.send_signal(signal.SIGTERM)
+            assert await node.process.wait() == 0
+            assert not any(Path(f"/proc/{pid}").exists() for pid in after)
 
     asyncio.run(scene())
 

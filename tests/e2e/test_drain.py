@@ -135,16 +135,18 @@ def test_a_port_waits_for_its_requests_for_its_grace_and_not_for_twice_that(
     async def scene() -> None:
         slow = Slow()
         bounds = Bounds(grace=SPARE + 1.0)
-        async with stage(cast, bounds=bounds, kernel=slow, workers=workers) as here:
-            async with here.connection(MASTER) as (_, writer):
-                path = f"/api/v1/keys/{SLAVE}/enc_keys"
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-                await slow.entered.wait()
-                if gone:  # a worker has nothing to wait for then, the node has
-                    writer.close()
-                loop = asyncio.get_running_loop()
-                began = loop.time()
-                await here.port.close()
-                assert loop.time() - began < 2 * bounds.grace
+        async with (
+            stage(cast, bounds=bounds, kernel=slow, workers=workers) as here,
+            here.connection(MASTER) as (_, writer),
+        ):
+            path = f"/api/v1/keys/{SLAVE}/enc_keys"
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await slow.entered.wait()
+            if gone:  # a worker has nothing to wait for then, the node has
+                writer.close()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await here.port.close()
+            assert loop.time() - began < 2 * bounds.grace
 
     asyncio.run(scene())
