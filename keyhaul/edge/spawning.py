@@ -195,6 +195,12 @@ async def spawn(owner: Owner, told: bytes, *, most: int) -> WorkerEnd:
         for each in (channel, door):
             each.close()
         await end.discard()
+        if isinstance(error, PermissionError):
+            cause, remedy = (
+                f"{sys.executable} may not be run by this node's user",
+                "install it where that user reads",
+            )
+            raise Unavailable(f"a worker did not start: {cause}", remedy) from None
         if isinstance(error, OSError):  # time-outs are among them
             raise Unavailable(f"a worker did not start: {error}", "see the lines before in the log") from None
         raise
