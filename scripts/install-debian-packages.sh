@@ -2,7 +2,7 @@
 # Installs the Debian packages that the optional parts of keyhaul need. keyhaul itself needs none of them.
 #
 #   scripts/install-debian-packages.sh [--list] [tpm] [pkcs11] [testbed] [browser] [monitoring] [clients]
-#                                      [consumers] [containers]
+#                                      [consumers] [containers] [systemd]
 #
 # Without a group: all of them. --list says what would be installed, and why, and changes nothing.
 set -eu
@@ -61,6 +61,11 @@ containernetworking-plugins  bridges between the containers
 mmdebstrap  makes a base image from packages, where there is no registry to take one from
 LIST
         ;;
+    systemd) cat <<'LIST'
+systemd     is booted in namespaces of its own, to run the unit as it is
+dbus        how systemd-run speaks to it
+LIST
+        ;;
     *)
         echo "unknown group '$1': see the head of this file for those there are" >&2
         return 2
@@ -73,7 +78,7 @@ if [ "${1:-}" = --list ]; then
     list_only=yes
     shift
 fi
-[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring clients consumers containers
+[ $# -gt 0 ] || set -- tpm pkcs11 testbed browser monitoring clients consumers containers systemd
 
 wanted=""
 for group in "$@"; do

@@ -35,7 +35,29 @@ FENCE = re.compile(
 PATIENCE = 300.0  # seconds until a block that never ends fails the test
 ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 BACKGROUND = re.compile(r" &\s*(#.*)?$")
-KNOWN = frozenset({"cd", "curl", "export", "git", "helm", "mkdir", "podman", "podman-compose", "systemctl"})
+KNOWN = frozenset(
+    [
+        "cd",
+        "chown",
+        "curl",
+        "export",
+        "git",
+        "head",
+        "helm",
+        "install",
+        "journalctl",
+        "mkdir",
+        "mv",
+        "podman",
+        "podman-compose",
+        "printf",
+        "sed",
+        "systemctl",
+        "systemd-creds",
+        "systemd-run",
+        "useradd",
+    ]
+)
 """Programs that a block may call without being run by a test: readers have them, or know them."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import importlib
 import os
 import sys
@@ -31,13 +32,13 @@ def run(file: Path, make: Callable[[NodeConfig], Node] | None = None) -> int:
     import_without_system_anchors("aiohttp")
     import uvloop
 
-    from keyhaul.config import load
+    from keyhaul.config import Listeners, load
     from keyhaul.daemon import serve
     from keyhaul.edge.activation import inherited
     from keyhaul.node import Node
 
     log_to_stderr()
-    sockets = inherited(frozenset({"sae", "node", "admin"}))
+    sockets = inherited(frozenset(each.name for each in dataclasses.fields(Listeners)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(load(file), sockets=sockets, make=make or Node))
     return 0

@@ -1,8 +1,9 @@
 """strongSwan: the delivered key is a postquantum preshared key (RFC 8784), and its key id the PPK id.
 
 A PPK goes into an IKE_SA when that is made. So the initiator makes a new IKE_SA with every key, and ends the
-one before when both ends have the new one. A packet can be lost then: the responder sends through the new one
-as soon as its own last message of the exchange is on its way. Keys reach charon over its VICI socket only.
+one before when both ends have the new one. A packet can be lost then: the responder's charon sends through
+the new one from the moment it makes it (it waits only when it rekeys within an IKE_SA), and the initiator's
+knows it when the last message of the exchange has come. Keys reach charon over its VICI socket only.
 """
 
 from __future__ import annotations
