@@ -42,6 +42,7 @@ KNOWN = frozenset(
         "curl",
         "export",
         "git",
+        "grep",
         "head",
         "helm",
         "install",
@@ -233,7 +234,7 @@ def _unknown(words: Sequence[str]) -> Iterator[str]:
         words = words[1:]
     if not words:
         return
-    program, rest = words[0].removeprefix(".venv/bin/"), words[1:]
+    program, rest = re.sub(r"^(\.venv|/opt/keyhaul)/bin/", "", words[0]), words[1:]
     if program == "keyhaul":
         yield from _misused(rest)
     elif program == "make":

@@ -222,6 +222,6 @@ def _words(said: Refusal, status: int) -> tuple[str, str]:
     """The node's message, with the cause and the next step our nodes put into `details`."""
     extra = {name: str(value) for entry in said.details for name, value in entry.items()}
     cause = said.message or f"the node refused with status {status} and gave no reason"
-    if "cause" in extra:
+    if extra.get("cause", cause) != cause:
         cause = f"{cause} ({extra['cause']})"
     return cause, extra.get("next_step", "")

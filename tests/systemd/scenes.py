@@ -81,7 +81,7 @@ def blocks() -> list[tuple[str, str]]:
 def the_page_says_how_a_node_becomes_a_service() -> None:
     from tests.blocks import fits
 
-    assert len(blocks()) == 5
+    assert len(blocks()) == 6
     for code, expected in blocks()[:4]:
         code = code.replace(
             "systemctl enable", f"{sys.executable} -m tests.systemd.scenes move\nsystemctl enable"
@@ -187,8 +187,10 @@ def a_reload_is_told_and_a_mistake_changes_nothing() -> None:
     from tests.blocks import fits
 
     before = Path("/etc/keyhaul/vigo/node.toml").read_text()
-    code, expected = blocks()[4]
-    assert fits(expected, sh(code))
+    (change, _), (look, expected) = blocks()[4:]
+    sh(change)
+    until(lambda: told(VIGO, "reloaded"), "nothing was reloaded")
+    assert fits(expected, sh(look))
     with client("vigo") as sae:
         assert sae.status("sae-vigo").max_key_per_request == 7
         Path("/etc/keyhaul/vigo/node.toml").write_text(before + "\n[limits]\nmax_key_per_request = -1\n")
