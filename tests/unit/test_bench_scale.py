@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from keyhaul.errors import ConfigError
 from keyhaul.testbed.benchmarks import scale
-from keyhaul.testbed.benchmarks.report import Report
+from keyhaul.testbed.benchmarks.report import Report, waiting_seconds
 from keyhaul.testbed.topology import generate
 
 
@@ -33,6 +34,7 @@ def size(shape: str, nodes: int, **more: Any) -> scale.Size:
     given: dict[str, Any] = {
         "up": 1.0, "resident": nodes * nodes * 2**20, "hops": 2.0, "keys": 1000, "seconds": 2.0, "busy": 0.5,
         "latencies": [0.1, 0.2, 0.3], "refused": 0, "different": 0, "held": 5000, "grown": 5000 * 400,
+        "waited": nodes / 100,
     }  # fmt: skip
     return scale.Size(shape, nodes, **(given | more))
 
@@ -55,6 +57,7 @@ def test_a_report_has_every_curve_with_its_growth() -> None:
     assert figure(made, "memory a key that waits to be fetched, line-6").value == pytest.approx(400)
     slopes = [each.value for each in made.figures if each.name == "  growth with the nodes, line"]
     assert slopes == pytest.approx([2, 0, 0, 0, 0, 0, 0], abs=1e-9)
+    assert figure(made, "time in which nodes waited for a processor, at most").value == pytest.approx(24)
     root = Xml.fromstring(made.page().html())
     assert len(list(root.iter("{http://www.w3.org/2000/svg}svg"))) == len(scale.CURVES)
     assert "line: n^2.00, random: n^2.00" in " ".join(each.text or "" for each in root.iter("figcaption"))
@@ -84,3 +87,9 @@ def test_only_a_crowd_may_be_larger_than_a_testbed() -> None:
     assert len(generate("random", scale.LARGEST, scale.LARGEST).nodes) == 100
     with pytest.raises(ConfigError, match="100 nodes"):
         generate("random", 100)
+
+
+def test_a_process_that_runs_is_seen_to_wait_no_less_than_before() -> None:
+    before = waiting_seconds(os.getpid())
+    assert 0.0 <= before <= waiting_seconds(os.getpid())
+    assert waiting_seconds(2**30) == 0.0, "a kernel that does not count, or a process that is gone"

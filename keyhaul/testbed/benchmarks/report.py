@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -159,6 +160,13 @@ def processor_seconds(pid: int) -> float:
     """Processor time a process and its threads have used, user and system, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def waiting_seconds(pid: int) -> float:
+    """Seconds in which the first thread of a process, its event loop, had work and got no processor."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel that does not count
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 def resident_bytes(pid: int) -> int:

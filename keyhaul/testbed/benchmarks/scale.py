@@ -21,7 +21,7 @@ from typing import Any
 
 from keyhaul.errors import Unavailable
 from keyhaul.routing import Edge, Network
-from keyhaul.testbed.benchmarks.report import Report, processor_seconds, resident_bytes
+from keyhaul.testbed.benchmarks.report import Report, processor_seconds, resident_bytes, waiting_seconds
 from keyhaul.testbed.benchmarks.stage import Generator, Say
 from keyhaul.testbed.crowd import Crowd
 from keyhaul.testbed.processes import Process
@@ -33,18 +33,21 @@ SIZES = {"line": (6, 12, 24), "random": (25, 50, 100)}
 QUICK = {"line": (6, 12, 24), "random": (10, 20, 40)}
 LARGEST = 100
 PROCESSES = 2
-ON_DEMAND = {"delivery": {"pool": 0, "request_timeout": 120.0}}
-"""As many requests at once as there are nodes share two cores: each takes as long as all together."""
+ON_DEMAND = {"delivery": {"pool": 0, "request_timeout": 55.0}}
+"""As many requests at once as there are nodes share two cores, and each takes as long as all of them together.
+
+Less than the 60 s after which the load generator hangs up."""
 KEYS = 32  # keys a request
 HELD = 5_120  # keys that wait to be fetched, for their memory
-_CALM = 0.1  # of a core, at which a network of many nodes rests; their gossip never ends
+_CALM = 0.1  # of a core used or waited for, below which a network of many nodes rests
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """What one network gave. Memory in bytes, times in seconds; of all nodes together.
 
-    `resident` is without the interpreters: less what as many processes take that hold no node.
+    `resident` is without the interpreters: less what as many processes take that hold no node. `waited` is
+    the share of the time in which the nodes had something to do and no processor to do it on.
     """
 
     shape: str
@@ -60,6 +63,7 @@ class Size:
     different: int
     held: int
     grown: int
+    waited: float
 
     @property
     def name(self) -> str:
@@ -95,9 +99,9 @@ async def _measure(shape: str, nodes: int, seconds: float, empty: int, say: Say)
             task = {"kind": "crowd", "pairs": _saes(crowd, pairs), "number": KEYS}
             await generator.ask({**task, "seconds": seconds / 4})
             await _at_rest(crowd)
-            busy = _busy(crowd)
+            busy, waited = _busy(crowd), _waiting(crowd)
             load = await generator.ask({**task, "seconds": seconds})
-            busy = _busy(crowd) - busy
+            busy, waited = _busy(crowd) - busy, _waiting(crowd) - waited
             await _at_rest(crowd)
             before = _resident(crowd)
             held = await generator.ask(_holding(crowd, pairs[0]))
@@ -107,6 +111,7 @@ async def _measure(shape: str, nodes: int, seconds: float, empty: int, say: Say)
     return Size(
         shape, nodes, up, resident, _mean_hops(topology, pairs), load["keys"], load["seconds"], busy,
         load["enc"], sum(load["refused"].values()), load["different"], answered, grown,
+        waited / PROCESSES / load["seconds"],
     )  # fmt: skip
 
 
@@ -155,18 +160,25 @@ def _holding(crowd: Crowd, pair: tuple[str, str]) -> dict[str, Any]:
 
 
 async def _at_rest(crowd: Crowd, patience: float = 300.0) -> None:
-    """Until the nodes have little to do. Raises Unavailable if that does not come."""
+    """Until the nodes have little to do, and do not wait for a processor to do it on.
+
+    Raises Unavailable if that does not come.
+    """
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
-        before = _busy(crowd)
+        before = _busy(crowd) + _waiting(crowd)
         await asyncio.sleep(1.0)
-        if _busy(crowd) - before < _CALM * PROCESSES:
+        if _busy(crowd) + _waiting(crowd) - before < _CALM * PROCESSES:
             return
     raise Unavailable("the nodes do not come to rest", "repeat it on a machine with less to do")
 
 
 def _busy(crowd: Crowd) -> float:
     return sum(map(processor_seconds, crowd.node_pids()))
+
+
+def _waiting(crowd: Crowd) -> float:
+    return sum(map(waiting_seconds, crowd.node_pids()))
 
 
 def _resident(crowd: Crowd) -> int:
@@ -223,9 +235,12 @@ def _fill(report: Report, found: dict[str, list[Size]]) -> None:
     different, keys = sum(size.different for size in everything), sum(size.keys for size in everything)
     report.add("keys that differ at the far end", [float(different)], "", most=0, note=f"of {keys}")
     report.add("requests refused", [float(sum(size.refused for size in everything))], "")
+    waited = [100 * size.waited for size in everything]
+    report.add("time in which nodes waited for a processor, at most", [max(waited)], "%")
     _pictures(report, found)
     report.data["sizes"] = [
-        {what: _value(size, what) for _, what in CURVES.values()} | {"network": size.name, "hops": size.hops}
+        {what: _value(size, what) for _, what in CURVES.values()}
+        | {"network": size.name, "hops": size.hops, "waited": size.waited}
         for size in everything
     ]
 
@@ -247,10 +262,18 @@ def _pictures(report: Report, found: dict[str, list[Size]]) -> None:
         report.blocks.append(Figure(drawn, "Fitted growth: " + ", ".join(slopes), small=True))
     rows = [
         [size.name, f"{size.hops:.1f}", _middle(size), str(size.keys), str(size.refused),
-         f"{size.resident / size.nodes / 2**20:.1f}"]
+         f"{size.resident / size.nodes / 2**20:.1f}", f"{100 * size.waited:.0f} %"]
         for sizes in found.values() for size in sizes
     ]  # fmt: skip
-    heads = ("network", "mean hops", "enc_keys median, ms", "keys", "refused", "MiB a node")
+    heads = (
+        "network",
+        "mean hops",
+        "enc_keys median, ms",
+        "keys",
+        "refused",
+        "MiB a node",
+        "waited for a processor",
+    )
     report.blocks.append(Table("Networks", heads, rows, "Without what two processes take that hold no node."))
 
 
