@@ -34,7 +34,7 @@ QUICK = {"line": (6, 12, 24), "random": (10, 20, 40)}
 LARGEST = 100
 PROCESSES = 2
 ON_DEMAND = {"delivery": {"pool": 0, "request_timeout": 55.0}}
-"""As many requests at once as there are nodes share two cores, and each takes as long as all of them together.
+"""As many requests at once as there are nodes share two cores, and each takes as long as all together.
 
 Less than the 60 s after which the load generator hangs up."""
 KEYS = 32  # keys a request
@@ -265,15 +265,7 @@ def _pictures(report: Report, found: dict[str, list[Size]]) -> None:
          f"{size.resident / size.nodes / 2**20:.1f}", f"{100 * size.waited:.0f} %"]
         for sizes in found.values() for size in sizes
     ]  # fmt: skip
-    heads = (
-        "network",
-        "mean hops",
-        "enc_keys median, ms",
-        "keys",
-        "refused",
-        "MiB a node",
-        "waited for a processor",
-    )
+    heads = ("network", "mean hops", "enc_keys median, ms", "keys", "refused", "MiB a node", "no processor")
     report.blocks.append(Table("Networks", heads, rows, "Without what two processes take that hold no node."))
 
 
