@@ -57,6 +57,7 @@ def test_the_trace_names_the_cheat_and_its_signature_binds_it(tmp_path: Path) ->
             async with sae(testbed.state(), "sae-n1", patience=0.0) as one:
                 with pytest.raises(Unavailable):
                     await one.get_key("sae-n4")
+            async with sae(testbed.state(), "sae-n1") as one:
                 (honest,) = await one.get_key("sae-n2")
             said = [line for line in lines(testbed, "n4") if "not what the origin sent" in line["event"]]
             (key_id,) = {line["key_id"] for line in said}

@@ -337,7 +337,7 @@ def test_a_reload_shows_new_certificates_and_limits_and_keeps_the_last_good(tmp_
 
             async def most() -> int:
                 tls = client_context(files, Policy.COMPATIBLE)
-                async with SaeClient(sae["sae_url"], tls) as client:
+                async with SaeClient(sae["sae_url"], tls, patience=60.0) as client:
                     await client.get_key("sae-n2")
                     return (await client.status("sae-n2")).max_key_per_request
 

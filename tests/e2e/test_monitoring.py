@@ -39,7 +39,9 @@ async def use(testbed: Testbed) -> None:
     clients = []
     for name in ("sae-n1", "sae-n2"):
         files = Credentials(*(Path(saes[name][part]) for part in ("cert", "key", "ca")))
-        clients.append(SaeClient(saes[name]["sae_url"], client_context(files, Policy.COMPATIBLE)))
+        clients.append(
+            SaeClient(saes[name]["sae_url"], client_context(files, Policy.COMPATIBLE), patience=60.0)
+        )
     async with clients[0] as master, clients[1] as slave:
         (key,) = await master.get_key("sae-n2")
         await slave.fetch_key("sae-n1", [key.key_id])

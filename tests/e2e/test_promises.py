@@ -37,7 +37,7 @@ class Bench:
             self.saes[sae["node"]] = sae["id"]
             credentials = tls.Credentials(Path(sae["cert"]), Path(sae["key"]), Path(sae["ca"]))
             context = tls.client_context(credentials, tls.Policy.COMPATIBLE)
-            client = SaeClient(sae["sae_url"], context)
+            client = SaeClient(sae["sae_url"], context, patience=20.0)
             self._clients[sae["node"]] = await self._stack.enter_async_context(client)
 
     async def ask(self, a: str, b: str, number: int = 1) -> list[Received]:
