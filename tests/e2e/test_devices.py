@@ -62,7 +62,7 @@ def plain_pair(cast: Cast) -> Iterator[tuple[End, End]]:
 @pytest.fixture(scope="module")
 def odd_pair(cast: Cast) -> Iterator[tuple[End, End]]:
     """GET only and 400 when empty on one side; one key size and a thin, stale status on the other."""
-    overrides = {"delay_median": 0.0, "rate": 0.0, "initial": 256 * 12}
+    overrides = {"delay_median": 0.0, "rate": 0.0, "initial": 256 * 12, "status_every": 600.0}
     with running(cast, "odd", ("kmstn3", "kmstn5"), overrides) as ends:
         yield ends
 

@@ -64,7 +64,7 @@ async def schemathesis(
             EXAMPLES,
             "--generation-deterministic",
         ),
-        *("--continue-on-failure", "--no-color"),
+        *("--continue-on-failure", "--no-color", "--suppress-health-check", "too_slow"),
         cwd=directory,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
