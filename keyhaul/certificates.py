@@ -23,6 +23,7 @@ CLIENT = (ExtendedKeyUsageOID.CLIENT_AUTH,)
 SERVER = (ExtendedKeyUsageOID.SERVER_AUTH,)
 
 Key = ec.EllipticCurvePrivateKey | mldsa.MLDSA65PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | mldsa.MLDSA65PublicKey
 Window = tuple[datetime, datetime]
 
 
@@ -56,11 +57,35 @@ class Leaf:
 def authority(domain: str, role: str, window: Window) -> tuple[x509.Certificate, Key]:
     """A self-signed CA that signs end certificates only."""
     key = _new_key("ml-dsa-65" if role == "node" else "p-384")
-    name = _subject(domain, f"{domain} {role} CA")
-    builder = _builder(name, name, key, window)
+    return _authority(_subject(domain, f"{domain} {role} CA"), key, window), key
+
+
+def successor(ca: x509.Certificate, window: Window, key: Key | None = None) -> tuple[x509.Certificate, Key]:
+    """A self-signed CA of the same name with another key, of the same kind or given."""
+    key = key or new_key_like(ca)
+    return _authority(ca.subject, key, window), key
+
+
+def _authority(name: x509.Name, key: Key, window: Window) -> x509.Certificate:
+    return _sign(_for_a_ca(_builder(name, name, key.public_key(), window)), key)
+
+
+def _for_a_ca(builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(ca=True), critical=True)
-    return _sign(builder, key), key
+    return builder.add_extension(_usage(ca=True), critical=True)
+
+
+def vouching(of: x509.Certificate, ca: x509.Certificate, ca_key: Key) -> x509.Certificate:
+    """A CA's word for the key of another of its name: a certificate while both are valid (RFC 4210 §4.4)."""
+    window = (
+        max(of.not_valid_before_utc, ca.not_valid_before_utc),
+        min(of.not_valid_after_utc, ca.not_valid_after_utc),
+    )
+    public = of.public_key()
+    if not isinstance(public, PublicKey):
+        raise ConfigError("the CA's key is of a kind that is not made here", "use ECDSA or ML-DSA-65")
+    builder = _for_a_ca(_builder(of.subject, ca.subject, public, window))
+    return _sign(builder.add_extension(_issuer_key(ca), critical=False), ca_key)
 
 
 def issue(
@@ -68,14 +93,32 @@ def issue(
 ) -> tuple[x509.Certificate, Key]:
     """An end certificate; it never outlives its CA. Raises ConfigError for a host it cannot carry."""
     key = _new_key("p-256" if leaf.algorithm == "ecdsa" else leaf.algorithm)
+    builder = _issued(_subject(domain, leaf.name), key.public_key(), ca, window)
+    return _sign(leaf.extend(builder), ca_key), key
+
+
+def reissue(
+    certificate: x509.Certificate, key: Key, ca: x509.Certificate, ca_key: Key, window: Window
+) -> x509.Certificate:
+    """An end certificate that says the same of a key, its own or a new one, for another time."""
+    builder = _issued(certificate.subject, key.public_key(), ca, window)
+    for extension in certificate.extensions:
+        if not isinstance(extension.value, (x509.SubjectKeyIdentifier, x509.AuthorityKeyIdentifier)):
+            builder = builder.add_extension(extension.value, extension.critical)
+    return _sign(builder, ca_key)
+
+
+def _issued(
+    subject: x509.Name, public: PublicKey, ca: x509.Certificate, window: Window
+) -> x509.CertificateBuilder:
     start, end = window
-    builder = _builder(
-        _subject(domain, leaf.name), ca.subject, key, (start, min(end, ca.not_valid_after_utc))
-    )
+    builder = _builder(subject, ca.subject, public, (start, min(end, ca.not_valid_after_utc)))
+    return builder.add_extension(_issuer_key(ca), critical=False)
+
+
+def _issuer_key(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    builder = leaf.extend(builder).add_extension(issuer, critical=False)
-    return _sign(builder, ca_key), key
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
 def _host(host: str) -> x509.GeneralName:
@@ -97,6 +140,14 @@ def _subject(domain: str, name: str) -> x509.Name:
     return x509.Name(attributes)
 
 
+def new_key_like(certificate: x509.Certificate) -> Key:
+    """A new private key of the kind that a certificate is for."""
+    public = certificate.public_key()
+    if isinstance(public, ec.EllipticCurvePublicKey):
+        return ec.generate_private_key(public.curve)
+    return _new_key("ml-dsa-65" if isinstance(public, mldsa.MLDSA65PublicKey) else type(public).__name__)
+
+
 def _new_key(algorithm: str) -> Key:
     match algorithm:
         case "ml-dsa-65":
@@ -109,9 +160,8 @@ def _new_key(algorithm: str) -> Key:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: Key, window: tuple[datetime, datetime]
+    subject: x509.Name, issuer: x509.Name, public: PublicKey, window: Window
 ) -> x509.CertificateBuilder:
-    public = key.public_key()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -237,7 +237,7 @@ def _peer_certificate(peer: config.Peer, transport: asyncio.BaseTransport) -> Fi
 
 
 def _identity(settings: config.NodeConfig, peer: config.Peer, transport: asyncio.BaseTransport) -> Finding:
-    anchors = Anchors.load(settings.listeners.node.ca.read_bytes())
+    anchors = Anchors.of_domains(settings.listeners.node.ca.read_bytes())
     federation = Federation(anchors, settings.network.nodes) if peer.kind != "plain" else None
     try:
         found = neighbour_of(transport, federation)

@@ -8,7 +8,7 @@ certificate never names a node, whichever CA signed it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote, unquote
@@ -64,7 +64,12 @@ def admin_name(certificate: x509.Certificate) -> str:
 
 def domain(certificate: x509.Certificate) -> str | None:
     """The organisation of the CA that issued it, which is the domain if `keyhaul init` made the CA."""
-    found = certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return organisation(certificate.issuer)
+
+
+def organisation(name: x509.Name) -> str | None:
+    """The one organisation in a name; for the subject of a CA the domain it speaks for."""
+    found = name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     return str(found[0].value) if len(found) == 1 else None
 
 
@@ -201,18 +206,41 @@ class Anchors:
 
     @classmethod
     def load(cls, pem: bytes) -> Anchors:
-        """From a PEM bundle. Raises ConfigError if it is empty, or an entry is no CA or shares its name."""
+        """From a PEM bundle. Raises ConfigError if it is empty, or an entry is no CA.
+
+        Several CAs of one name are as good as several names: the signature says which one issued what.
+        """
         try:
             certificates = tuple(x509.load_pem_x509_certificates(pem))
         except ValueError:
             raise ConfigError("the bundle of trusted CAs holds no certificate in PEM form", _BUNDLE) from None
         for certificate in certificates:
-            if not _is_ca(certificate):
+            if not is_ca(certificate):
                 shown = certificate.subject.rfc4514_string()
                 raise ConfigError(f"{shown} in the bundle of trusted CAs is no CA", _BUNDLE)
-        if len({certificate.subject for certificate in certificates}) < len(certificates):
-            raise ConfigError("two CAs in the bundle have the same name", "keep one of them, or rename one")
-        return cls(certificates)
+        return cls(tuple(dict.fromkeys(certificates)))
+
+    @classmethod
+    def of_domains(cls, pem: bytes) -> Anchors:
+        """As `load`, for a node port, where a CA speaks for the domain that is its organisation.
+
+        Raises ConfigError too if several keys speak for one domain and do not vouch for each other: each
+        certified by another, and that one by it, as in a rollover (RFC 4210 §4.4). One direction would not
+        do: anybody can certify the key of a CA that exists, and call himself its predecessor.
+        """
+        anchors = cls.load(pem)
+        spoken: dict[str | None, list[x509.Certificate]] = {}
+        for certificate in anchors.certificates:
+            spoken.setdefault(organisation(certificate.subject), []).append(certificate)
+        spoken.pop(None, None)  # speak for no node
+        for name, certificates in spoken.items():
+            if not _vouch_for_each_other(certificates):
+                raise ConfigError(
+                    f"two CAs in the bundle claim the domain {name!r}, and do not vouch for each other",
+                    "ask its operators for the fingerprint and keep that one; "
+                    "what `keyhaul pki rotate-ca` makes brings its proof along",
+                )
+        return anchors
 
     def verify(self, der: bytes, now: float) -> Verified:
         """The node that a certificate, issued directly by one of these CAs, speaks for at Unix time `now`.
@@ -225,26 +253,86 @@ class Anchors:
             _fit_to_sign(certificate)
         except (*_MALFORMED, UnsupportedAlgorithm):
             raise Unauthorized("the certificate is malformed", "have it issued again") from None
-        issuer = self._issuer(certificate)
         moment = datetime.fromtimestamp(now, UTC)
+        issuer = self._issuer(certificate, moment)
         for checked, whose in ((certificate, "certificate"), (issuer, "certificate's CA")):
-            if not checked.not_valid_before_utc <= moment <= checked.not_valid_after_utc:
+            if not _valid(checked, moment):
                 raise Unauthorized(f"the {whose} is not valid at this time", "renew it, or set the clock")
         return Verified(node_name(certificate), certificate, domain(certificate))
 
-    def _issuer(self, certificate: x509.Certificate) -> x509.Certificate:
-        for anchor in self.certificates:
-            if anchor.subject != certificate.issuer:
-                continue
-            try:
-                certificate.verify_directly_issued_by(anchor)
-            except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
-                continue
-            return anchor
-        raise Unauthorized(
-            "the certificate was not issued by a trusted CA",
-            "exchange CA certificates with that domain, and add its CA to the bundle",
-        )
+    def _issuer(self, certificate: x509.Certificate, moment: datetime) -> x509.Certificate:
+        """The anchor that signed it, of several the one that is valid. Key identifiers only save work."""
+        named = [anchor for anchor in self.certificates if anchor.subject == certificate.issuer]
+        wanted = authority_key(certificate)
+        named.sort(key=lambda anchor: subject_key(anchor) != wanted)
+        found = [anchor for anchor in named if issued_by(certificate, anchor)]
+        if not found:
+            raise Unauthorized(
+                "the certificate was not issued by a trusted CA",
+                "a CA of this name is known by another key: `keyhaul pki trust` takes in a rotated one"
+                if named
+                else "exchange CA certificates with that domain, and add its CA to the bundle",
+            )
+        return next((anchor for anchor in found if _valid(anchor, moment)), found[0])
+
+
+def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Whether this CA's name and key issued it; dates and uses are not looked at."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def subject_key(certificate: x509.Certificate) -> bytes | None:
+    """The subject key identifier, if it has one that can be read."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except (x509.ExtensionNotFound, *_MALFORMED):
+        return None
+
+
+def authority_key(certificate: x509.Certificate) -> bytes | None:
+    """The identifier of the key that issued it, if the certificate names one that can be read."""
+    try:
+        return certificate.extensions.get_extension_for_class(
+            x509.AuthorityKeyIdentifier
+        ).value.key_identifier
+    except (x509.ExtensionNotFound, *_MALFORMED):
+        return None
+
+
+def public_bytes(certificate: x509.Certificate) -> bytes:
+    """The public key, as its DER: two certificates of one key speak with one voice. Raises ConfigError."""
+    encoding = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    try:
+        return certificate.public_key().public_bytes(*encoding)
+    except (ValueError, UnsupportedAlgorithm):
+        shown = certificate.subject.rfc4514_string()
+        raise ConfigError(f"the key of {shown} cannot be read", "have the certificate issued again") from None
+
+
+def _valid(certificate: x509.Certificate, moment: datetime) -> bool:
+    return certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc
+
+
+def _vouch_for_each_other(certificates: Sequence[x509.Certificate]) -> bool:
+    """Whether the keys hang together by certificates in both directions."""
+    by_key: dict[bytes, list[x509.Certificate]] = {}
+    for certificate in certificates:
+        by_key.setdefault(public_bytes(certificate), []).append(certificate)
+
+    def vouches(one: bytes, other: bytes) -> bool:
+        return any(issued_by(of, ca) for of in by_key[other] for ca in by_key[one])
+
+    first, *rest = by_key
+    reached, strangers = [first], set(rest)
+    for known in reached:
+        friends = {key for key in strangers if vouches(known, key) and vouches(key, known)}
+        reached.extend(friends)
+        strangers -= friends
+    return not strangers
 
 
 _BUNDLE = "name the file with the CA certificates of the domains you trust"
@@ -277,7 +365,8 @@ class Federation:
         return verified
 
 
-def _is_ca(certificate: x509.Certificate) -> bool:
+def is_ca(certificate: x509.Certificate) -> bool:
+    """Whether it says of itself that it is a CA."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (x509.ExtensionNotFound, *_MALFORMED):
@@ -288,7 +377,7 @@ def _fit_to_sign(certificate: x509.Certificate) -> None:
     extensions = certificate.extensions
     if any(extension.critical and extension.oid not in _UNDERSTOOD for extension in extensions):
         raise Unauthorized("the certificate has a critical extension unknown here", "issue it without")
-    if _is_ca(certificate):
+    if is_ca(certificate):
         raise Unauthorized("the certificate is that of a CA", "issue a node certificate")
     try:
         usage = extensions.get_extension_for_class(x509.KeyUsage).value

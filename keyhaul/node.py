@@ -164,7 +164,7 @@ class Node:
                 f"{node.cert}: the certificate is for {self.identity.name!r}, the node is {settings.name!r}",
                 "use the certificate that was made for this node",
             )
-        self.federation = Federation(Anchors.load(_read(node.ca)), settings.network.nodes)
+        self.federation = Federation(Anchors.of_domains(_read(node.ca)), settings.network.nodes)
         self.directory = Directory(self.federation, settings.network.nodes)
         around = self.neighbourhood = Neighbourhood(
             settings, ledger, self._clock, self.identity, self.federation
@@ -404,7 +404,7 @@ class Node:
         outcome.kept += refused
         own = self.config.listeners.node
         try:
-            anchors = Anchors.load(_read(own.ca))
+            anchors = Anchors.of_domains(_read(own.ca))
             fresh = Identity.load(_read(own.cert), _read(own.key))
             if fresh.der != self.identity.der:
                 self.identity.renew(fresh)

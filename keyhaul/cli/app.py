@@ -19,6 +19,7 @@ from keyhaul.cli import (
     init,
     log,
     operator,
+    pki,
     reload,
     route,
     sae,
@@ -49,6 +50,7 @@ app.add_typer(testbed.app, name="testbed")
 app.add_typer(sae.app, name="sae")
 app.add_typer(conformance020.app, name="conformance")
 app.add_typer(audit.app, name="audit")
+app.add_typer(pki.app, name="pki")
 app.add_typer(operator.keys, name="key")
 app.add_typer(log.app, name="log")
 app.add_typer(route.app, name="route")

@@ -74,8 +74,9 @@ def _trio(place: _Place, files: Listener | DeviceEnd) -> x509.Certificate | None
 def _authorities(place: _Place, file: Path) -> None:
     for certificate in _certificates(place, "ca", file):
         _dates(place, "ca", certificate)
+    read = identity.Anchors.of_domains if place.path[-1] == "node" else identity.Anchors.load
     try:
-        identity.Anchors.load(file.read_bytes())
+        read(file.read_bytes())
     except ConfigError as error:
         if "no certificate in PEM form" not in error.cause:  # said above
             place.report("ca", error.cause, error.remedy)

@@ -46,6 +46,14 @@ BUGS = (
         ("tests/sim/test_transit.py",),
     ),
     Bug(
+        "whoever certifies the key of a CA is its predecessor",
+        "identity.py",
+        "if vouches(known, key) and vouches(key, known)}",
+        "if vouches(known, key) or vouches(key, known)}",
+        ("tests/unit/test_pki_rotation.py",),
+        seeds=0,
+    ),
+    Bug(
         "a relay's word is enough for an acknowledgement",
         "settlement.py",
         "if expected is None or hmac.compare_digest(expected, proof):",

@@ -14,19 +14,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from keyhaul.certificates import CLIENT, SERVER, Key, Leaf, authority, issue
 from keyhaul.errors import ConfigError
+from keyhaul.pki.files import certificates_in, pem, signer, write, write_key
 
 ROLES = ("node", "sae", "admin", "device")
 
@@ -85,12 +83,12 @@ class Pki:
         for name in domains:
             _check_name("domain", name)
         pki = cls(directory, tuple(domains), lifetimes or Lifetimes(), overwrite)
-        pki._refuse(pki._anchors, *(pki._ca(d, role) for d in domains for role in ROLES))
+        pki._refuse(pki.anchors, *(pki.ca(d, role) for d in domains for role in ROLES))
         for name in domains:
             for role in ROLES:
                 pki._found(name, role)
-        bundle = b"".join(pki._ca(name, "node").read_bytes() for name in domains)
-        pki._write(pki._anchors, bundle, 0o644)
+        bundle = b"".join(pki.ca(name, "node").read_bytes() for name in domains)
+        write(pki.anchors, bundle, 0o644, overwrite=overwrite)
         return pki
 
     @classmethod
@@ -107,7 +105,7 @@ class Pki:
         """A node, as server and client of its neighbours; it believes the nodes of all domains."""
         _check_name("node", name)
         leaf = Leaf(name, "node", hosts, (*SERVER, *CLIENT), "ml-dsa-65")
-        return self._issue(domain, "node", "node", leaf, self._anchors)
+        return self._issue(domain, "node", "node", leaf, self.anchors)
 
     def sae_port(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """The port of node `name` for SAEs of its domain."""
@@ -142,79 +140,49 @@ class Pki:
         Its own CA, ECDSA, is made with the first of these certificates; foreign KMEs have to trust it.
         """
         _check_name("node", name)
-        if domain in self.domains and not self._ca(domain, "plain").exists():
+        if domain in self.domains and not self.ca(domain, "plain").exists():
             self._found(domain, "plain")
         bundle = self.directory / domain / "plain" / f"{name}.ca.pem"
         self._refuse(bundle)
-        foreign = [_bundle(path) for path in believed]
+        foreign = [each for path in believed for each in certificates_in(path, "name the foreign KME's CA")]
         leaf = Leaf(name, "node", hosts, (*SERVER, *CLIENT))
         files = self._issue(domain, "plain", "plain", leaf, bundle)
-        self._write(bundle, b"".join(foreign), 0o644)
+        write(bundle, pem(foreign), 0o644, overwrite=self.overwrite)
         return files
 
     @property
-    def _anchors(self) -> Path:
+    def anchors(self) -> Path:
+        """The CAs that node ports believe."""
         return self.directory / "node-anchors.pem"
 
-    def _ca(self, domain: str, role: str) -> Path:
+    def ca(self, domain: str, role: str) -> Path:
+        """The CA of a role: during a rotation two in one file, and the key says which one signs."""
         return self.directory / domain / "ca" / f"{role}.pem"
 
     def _issue(self, domain: str, role: str, folder: str, leaf: Leaf, trust: Path | None = None) -> Files:
         if domain not in self.domains:
             raise ConfigError(f"there is no domain {domain!r} here", f"use one of {', '.join(self.domains)}")
         stem = self.directory / domain / folder / file_name(leaf.name)
-        files = Files(_suffixed(stem, ".pem"), _suffixed(stem, ".key"), trust or self._ca(domain, role))
+        files = Files(_suffixed(stem, ".pem"), _suffixed(stem, ".key"), trust or self.ca(domain, role))
         self._refuse(files.cert, files.key)
-        ca, ca_key = _load_ca(self._ca(domain, role))
+        ca, ca_key = signer(self.ca(domain, role))
         certificate, key = issue(leaf, domain, ca, ca_key, self.lifetimes.window(self.lifetimes.leaf))
         self._save(files.cert, files.key, certificate, key)
         return files
 
     def _found(self, domain: str, role: str) -> None:
         certificate, key = authority(domain, role, self.lifetimes.window(self.lifetimes.ca))
-        path = self._ca(domain, role)
+        path = self.ca(domain, role)
         self._save(path, path.with_suffix(".key"), certificate, key)
 
     def _save(self, cert: Path, key_path: Path, certificate: x509.Certificate, key: Key) -> None:
-        pem = serialization.Encoding.PEM
-        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        self._write(key_path, private, 0o600)
-        self._write(cert, certificate.public_bytes(pem), 0o644)
+        write_key(key_path, key, overwrite=self.overwrite)
+        write(cert, pem([certificate]), 0o644, overwrite=self.overwrite)
 
     def _refuse(self, *paths: Path) -> None:
         for path in paths:
             if not self.overwrite and path.exists():
                 raise ConfigError(f"{path} exists already", "remove it, or ask for it to be overwritten")
-
-    def _write(self, path: Path, content: bytes, mode: int) -> None:
-        """Atomic: a reader sees the old file or the new one, whole, and never with a wider mode."""
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            self._make_folder(path.parent)
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if self.overwrite:
-                    fresh.replace(path)
-                else:
-                    os.link(fresh, path)  # fails if somebody else made the file meanwhile
-            finally:
-                fresh.unlink(missing_ok=True)
-        except FileExistsError:
-            raise ConfigError(
-                f"{path} exists already", "remove it, or ask for it to be overwritten"
-            ) from None
-        except OSError as problem:
-            raise ConfigError(f"{path}: {problem.strerror}", "choose a directory you may write to") from None
-
-    def _make_folder(self, folder: Path) -> None:
-        """`mkdir -p` would give the folders in between the umask's mode, not 0700."""
-        missing = [f for f in (folder, *folder.parents) if not f.exists()]
-        for path in reversed(missing):
-            path.mkdir(mode=0o700, exist_ok=True)
 
 
 def file_name(name: str) -> str:
@@ -232,30 +200,3 @@ def _suffixed(stem: Path, suffix: str) -> Path:
 def _check_name(kind: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no {kind} name", "use 1 to 63 characters of a-z, 0-9 and -")
-
-
-def _bundle(path: Path) -> bytes:
-    """The CA certificates in a file of somebody else, as PEM."""
-    try:
-        found = x509.load_pem_x509_certificates(path.read_bytes())
-    except OSError as problem:
-        raise ConfigError(f"{path}: {problem.strerror}", "correct the path") from None
-    except ValueError:
-        raise ConfigError(f"{path}: no certificate in PEM form", "name the foreign KME's CA") from None
-    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in found)
-
-
-def _load_ca(path: Path) -> tuple[x509.Certificate, Key]:
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        key = serialization.load_pem_private_key(path.with_suffix(".key").read_bytes(), password=None)
-    except OSError as problem:
-        raise ConfigError(f"{problem.filename}: {problem.strerror}", _LOST) from None
-    except (ValueError, TypeError):
-        raise ConfigError(f"{path} or its key is not readable PEM", _LOST) from None
-    if not isinstance(key, Key) or key.public_key() != certificate.public_key():
-        raise ConfigError(f"{path} and its key do not belong together", _LOST)
-    return certificate, key
-
-
-_LOST = "restore the CA from its backup, or make a new PKI with `keyhaul init`"
