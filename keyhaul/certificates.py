@@ -67,16 +67,17 @@ def successor(ca: x509.Certificate, window: Window, key: Key | None = None) -> t
 
 
 def _authority(name: x509.Name, key: Key, window: Window) -> x509.Certificate:
-    return _sign(_for_a_ca(_builder(name, name, key.public_key(), window)), key)
-
-
-def _for_a_ca(builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
+    builder = _builder(name, name, key.public_key(), window)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    return builder.add_extension(_usage(ca=True), critical=True)
+    return _sign(builder.add_extension(_usage(ca=True), critical=True), key)
 
 
 def vouching(of: x509.Certificate, ca: x509.Certificate, ca_key: Key) -> x509.Certificate:
-    """A CA's word for the key of another of its name: a certificate while both are valid (RFC 4210 §4.4)."""
+    """A CA's word for the key of another of its name (RFC 4210 §4.4), and no more than that.
+
+    It lacks keyCertSign, so no chain leads through it: else whoever got hold of an old key could show that of
+    the new CA for it long after the old one was dropped.
+    """
     window = (
         max(of.not_valid_before_utc, ca.not_valid_before_utc),
         min(of.not_valid_after_utc, ca.not_valid_after_utc),
@@ -84,7 +85,9 @@ def vouching(of: x509.Certificate, ca: x509.Certificate, ca_key: Key) -> x509.Ce
     public = of.public_key()
     if not isinstance(public, PublicKey):
         raise ConfigError("the CA's key is of a kind that is not made here", "use ECDSA or ML-DSA-65")
-    builder = _for_a_ca(_builder(of.subject, ca.subject, public, window))
+    builder = _builder(of.subject, ca.subject, public, window)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(ca=True, signs=False), critical=True)
     return _sign(builder.add_extension(_issuer_key(ca), critical=False), ca_key)
 
 
@@ -174,14 +177,14 @@ def _builder(
     )
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
+def _usage(*, ca: bool, signs: bool = True) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not ca,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
         key_agreement=False,
-        key_cert_sign=ca,
+        key_cert_sign=ca and signs,
         crl_sign=ca,
         encipher_only=False,
         decipher_only=False,

@@ -16,8 +16,9 @@ from OpenSSL import SSL
 
 from keyhaul.edge.tls import Policy, client_context, reload, server_context
 from keyhaul.errors import ConfigError, Unauthorized
-from keyhaul.identity import Anchors, Federation
+from keyhaul.identity import Anchors, Federation, issued_by
 from keyhaul.pki import Files, Pki, rollover
+from keyhaul.pki.files import certificates_in, pem
 from keyhaul.pki.renewing import renew
 from tests.doors import BOTH_VERSIONS, HOSTS, ask, credentials, listening, plain_client, shake
 
@@ -77,11 +78,17 @@ def test_after_the_drop_the_old_key_opens_no_door(pki: Pki, tmp_path: Path) -> N
     stolen = tmp_path / "stolen"
     shutil.copytree(pki.directory, stolen)
     rollover.begin(pki, "galicia", "node")
+    words = [each for each in certificates_in(vigo.ca, "") if not issued_by(each, each)]
     rollover.switch(pki, "galicia", "node")
     renew(pki, vigo.cert)
     rollover.drop(pki, "galicia", "node")
     thief = Pki.open(stolen).node("galicia", "lugo", HOSTS)
     thief = Files(thief.cert, thief.key, vigo.ca)  # who believes the right CA, so that only the door refuses
+    with pytest.raises(REFUSED):
+        shake(contexts(vigo)["server"], contexts(thief)["client"])
+    # Nor does what the new CA once said for the old key, shown as a link of the chain.
+    assert len(words) == 2
+    thief.cert.write_bytes(thief.cert.read_bytes() + pem(words))
     with pytest.raises(REFUSED):
         shake(contexts(vigo)["server"], contexts(thief)["client"])
     shake(contexts(vigo)["server"], contexts(pki.node("galicia", "lugo", HOSTS))["client"])
