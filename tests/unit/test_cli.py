@@ -32,8 +32,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(out.split())
     assert code == 0
     commands = ["init", "serve", "status", "version", "demo", "config check", "testbed up", "testbed down"]
-    commands += ["conformance 014", "conformance 020", "pki show", "pki issue", "pki renew", "pki rotate-ca"]
-    commands += ["pki switch-ca", "pki drop-ca", "pki trust"]
+    commands += ["conformance 014", "conformance 020", "pki show", "pki issue", "pki renew", "pki trust"]
     for command in [*commands, "sae get", "sae fetch", "sae status", "key trace"]:
         assert command in text
 
