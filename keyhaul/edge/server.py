@@ -122,12 +122,11 @@ class Port:
         )
 
     def _make_runner(self) -> web.BaseRunner:
-        # aiohttp waits that long twice: for the request, and for what is left of its connection.
-        application, half = self._application, self.bounds.grace / 2
+        application, grace = self._application, self.bounds.grace
         if isinstance(application, web.Application):
-            return web.AppRunner(application, access_log=None, shutdown_timeout=half)
+            return web.AppRunner(application, access_log=None, shutdown_timeout=grace)
         server = web.Server(self._answer_call, access_log=None)
-        return web.ServerRunner(server, shutdown_timeout=half)
+        return web.ServerRunner(server, shutdown_timeout=grace)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -324,8 +323,15 @@ class Connection(web.RequestHandler):
         super()._process_keepalive()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  aiohttp's
-        """Let the call in progress finish for at most so many seconds."""
-        await super().shutdown(timeout)
+        """Let the call in progress finish for at most so many seconds, in all.
+
+        aiohttp waits for the request, and then as long again for its own task, which ends with the request
+        if it serves it; while a call is served directly, that task is over, and nothing is waited for twice.
+        """
+        half = None if timeout is None else timeout / 2
+        if self._direct is not None:
+            await asyncio.wait({self._direct}, timeout=half)
+        await super().shutdown(half)
         if self._direct is not None:
             self._direct.cancel()
 

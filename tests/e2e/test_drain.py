@@ -19,7 +19,7 @@ from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
 from tests.e2e.test_operate import client, credentials, eventually, lines
 from tests.nodes import make_node, make_ports
-from tests.northbound import MASTER, SLAVE, Cast, Slow, make_cast, stage
+from tests.northbound import MASTER, SLAVE, Cast, Slow, make_cast, read_answer, stage
 
 pytestmark = pytest.mark.e2e
 
@@ -127,23 +127,57 @@ def test_all_ports_of_a_kind_close_at_once_and_those_of_applications_first(
     assert {*closed[2:]} == groups[1]
 
 
+ENC_KEYS = f"GET /api/v1/keys/{SLAVE}/enc_keys HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def begin(pipe: Pipe, slow: Slow, seen: int) -> None:
+    """So many answered calls, and one that is not; the port reads heads that it has seen by itself."""
+    reader, writer = pipe
+    slow.go.set()
+    for _ in range(seen):
+        writer.write(ENC_KEYS)
+        assert (await read_answer(reader)).status == 200
+    slow.go.clear()
+    slow.entered.clear()
+    writer.write(ENC_KEYS)
+    await slow.entered.wait()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("seen", [0, 2])
+def test_a_port_waits_for_its_requests_for_all_of_its_grace(cast: Cast, workers: int, seen: int) -> None:
+    async def scene() -> None:
+        slow = Slow()
+        bounds = Bounds(grace=8.0)
+        async with (
+            stage(cast, bounds=bounds, kernel=slow, workers=workers) as here,
+            here.connection(MASTER) as pipe,
+        ):
+            await begin(pipe, slow, seen)
+            asyncio.get_running_loop().call_later(0.7 * bounds.grace, slow.go.set)
+            answer, _ = await asyncio.gather(read_answer(pipe[0]), here.port.close())
+            assert answer.status == 200
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("seen", [0, 2])
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_port_waits_for_its_requests_for_its_grace_and_not_for_twice_that(
-    cast: Cast, workers: int, gone: bool
+    cast: Cast, workers: int, seen: int, gone: bool
 ) -> None:
     async def scene() -> None:
         slow = Slow()
         bounds = Bounds(grace=SPARE + 1.0)
         async with (
             stage(cast, bounds=bounds, kernel=slow, workers=workers) as here,
-            here.connection(MASTER) as (_, writer),
+            here.connection(MASTER) as pipe,
         ):
-            path = f"/api/v1/keys/{SLAVE}/enc_keys"
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            await slow.entered.wait()
+            await begin(pipe, slow, seen)
             if gone:  # a worker has nothing to wait for then, the node has
-                writer.close()
+                pipe[1].close()
             loop = asyncio.get_running_loop()
             began = loop.time()
             await here.port.close()
