@@ -12,6 +12,7 @@ import asyncio
 import functools
 import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -250,7 +251,7 @@ class Connection(web.RequestHandler):
         self.surplus = False
         self._heads = Heads() if port.direct else None
         self._direct: asyncio.Task[None] | None = None
-        self._behind = b""  # what came while it was at work
+        self._behind: deque[bytes] = deque()  # what came while it was at work
 
     def find_caller(self) -> str:
         """The name in the client's certificate, worked out once. Raises Unauthorized."""
@@ -272,7 +273,7 @@ class Connection(web.RequestHandler):
             super().data_received(data)
         elif self._direct is not None:
             self._pause_transport_reading()
-            self._behind += data
+            self._behind.append(data)
         elif not heads.aligned:
             super().data_received(data)
         elif self._rests() and (found := heads.find(data)) is not None:
@@ -312,10 +313,10 @@ class Connection(web.RequestHandler):
             self._handler_waiter.set_result(None)
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self._direct = None
-        if self._behind and self.transport is not None:
-            data, self._behind = self._behind, b""
+        if self._behind:
             self._resume_transport_reading()
-            self.data_received(data)
+        while self._behind and self._direct is None:  # piece by piece, as it came
+            self.data_received(self._behind.popleft())
 
     def _process_keepalive(self) -> None:
         if self._direct is not None:

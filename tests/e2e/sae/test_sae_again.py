@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from keyhaul.admission import Admission, Rules
 from keyhaul.edge.server import Bounds, Connection
-from tests.northbound import MASTER, SLAVE, STRANGER, Cast, Slow, make_cast, read_answer, stage
+from tests.northbound import MASTER, SLAVE, STRANGER, Cast, Slow, read_answer, stage
 
 BODY = b'{"number":1,"size":256}'
-
-
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    return make_cast(Path(tmp_path_factory.mktemp("pki")))
 
 
 @pytest.fixture
