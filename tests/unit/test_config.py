@@ -11,7 +11,7 @@ from keyhaul import config
 from keyhaul.config.positions import positions
 from keyhaul.config.write import toml, write
 from keyhaul.errors import ConfigError
-from keyhaul.pki import Files, Lifetimes, Pki
+from keyhaul.pki import Files, Lifetimes, Pki, rollover
 
 NETWORK = """
 [nodes]
@@ -401,6 +401,23 @@ def test_certificates_of_others_and_of_other_roles_are_found(with_pki: Path) -> 
     found = [str(mistake) for mistake in config.check(with_pki)]
     assert any("speaks for 'lugo', name is 'vigo'" in each for each in found)
     assert any("device of santiago: the certificate is not for clients" in each for each in found)
+
+
+def test_a_stranger_under_the_name_of_our_domain_is_found_at_the_node_port_only(with_pki: Path) -> None:
+    stranger = Pki.create(with_pki.parent / "stranger", ["galicia"])
+    for place, role in (("sae", "sae"), ("node", "node")):
+        bundle = with_pki.with_name(f"{place}-ca.pem")
+        bundle.write_bytes(bundle.read_bytes() + stranger.ca("galicia", role).read_bytes())
+    (found,) = config.check(with_pki)
+    assert "node port: two CAs in the bundle claim the domain 'galicia'" in found.cause
+
+
+def test_a_rotation_is_in_order_at_every_step(with_pki: Path) -> None:
+    pki = Pki.open(with_pki.parent / "pki")
+    for step in (rollover.begin, rollover.switch):
+        step(pki, "galicia", "node")
+        with_pki.with_name("node-ca.pem").write_bytes(pki.anchors.read_bytes())
+        assert config.check(with_pki) == []
 
 
 @pytest.mark.parametrize(
