@@ -5,7 +5,10 @@ A message is on disk before it gets here (`Change.post`), so this module keeps o
 * an answer 2xx settles a message; 400 and 401 settle it too, as refused: the neighbour kept nothing
   (020 V1.1.1 §2.6). Everything else, no answer included, leaves the neighbour's state unknown: the
   message is sent again, byte for byte, until its deadline; then it has lapsed and the relay voids it.
-* at most `IN_FLIGHT` messages are under way to one neighbour; the others wait their turn.
+* at most `IN_FLIGHT` transfers are under way to one neighbour; the others wait, in turns between their payers
+  (`keyhaul.rounds`). One that waits over there for scarce keys holds its place here, so whoever has as many
+  under way as there are places left has to wait: some are always left to others.
+* acknowledgements and voids wait for none of that; they have places of their own.
 * a neighbour that does not answer is tried less and less often, by all messages together, and soon after
   it was heard from.
 * an acknowledgement or a void is sealed when it first leaves; repetitions are byte-equal after that.
@@ -17,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import structlog
@@ -25,10 +29,13 @@ import structlog
 from keyhaul import story
 from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.keys import Message
+from keyhaul.messages.etsi020 import EXT_KEYS
 from keyhaul.ports import Answer, Clock, Peers, Spawn
+from keyhaul.rounds import NOBODY, Payer, Rounds
 from keyhaul.signs import LEAST, Sign
 
-IN_FLIGHT = 32
+IN_FLIGHT = 64
+LETTERS = 32  # acknowledgements and voids under way to one neighbour
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 SETTLE_AFTER = 0.25  # seconds that settled messages are collected: their commit must not delay others
 
@@ -48,16 +55,81 @@ class Outcome(Protocol):
         """The deadline passed; what the neighbour holds is unknown."""
 
 
+class _Places:
+    """Places for transfers under way to one neighbour, given in turns between payers.
+
+    An application may have as many as it leaves free, a neighbour with all behind it thrice as many.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._free = number
+        self._held: Counter[Payer] = Counter()
+        self._waiting: Rounds[asyncio.Future[None]] = Rounds()
+
+    async def enter(self, payer: Payer, patience: float) -> bool:
+        """Whether a place came free within so many seconds; it has to be left again."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.push(payer, turn)
+        self._next()
+        if turn.done():
+            return True
+        try:
+            await asyncio.wait((turn,), timeout=max(patience, 0.0))
+        except asyncio.CancelledError:
+            if turn.done():
+                self.leave(payer)
+            else:
+                self._waiting.remove(payer, turn)
+            raise
+        if not turn.done():
+            self._waiting.remove(payer, turn)
+        return turn.done()
+
+    def leave(self, payer: Payer) -> None:
+        """Give a place back to whoever is next."""
+        self._free += 1
+        for prefix in {payer[:1], payer}:
+            self._held[prefix] -= 1
+            if not self._held[prefix]:
+                del self._held[prefix]
+        self._next()
+
+    def _next(self) -> None:
+        while self._free and (payer := self._waiting.turn(self._may)) is not None:
+            self._free -= 1
+            self._held.update({payer[:1], payer})
+            self._waiting.pop(payer).set_result(None)
+
+    def _may(self, prefix: Payer) -> bool:
+        whole = self._waiting.waits(prefix)
+        return self._held[prefix] < self._free * (1 if whole else 3)
+
+
 class _Lane:
     """What messages to one neighbour share."""
 
     def __init__(self) -> None:
-        self.turn = asyncio.Semaphore(IN_FLIGHT)
+        self.transfers = _Places(IN_FLIGHT)
+        self.letters = asyncio.Semaphore(LETTERS)
         self.sign = Sign()
         self.pause = 0.0
         self.try_at = 0.0
         self.failed_at = 0.0
         self.waiting = 0
+
+    @asynccontextmanager
+    async def place(self, message: Message, payer: Payer, patience: float) -> AsyncIterator[bool]:
+        """A place for one attempt; whether there was one in time."""
+        if message.path != EXT_KEYS:
+            async with self.letters:
+                yield True
+            return
+        entered = await self.transfers.enter(payer, patience)
+        try:
+            yield entered
+        finally:
+            if entered:
+                self.transfers.leave(payer)
 
     def failed(self, started: float, now: float) -> None:
         """An attempt made at `started` met no answer; those made together count as one."""
@@ -108,16 +180,19 @@ class Outbox:
         if peer in self._lanes:
             self._lanes[peer].heard()
 
-    def send(self, message: Message) -> None:
-        """Start sending a message that is on disk."""
-        self._spawn(self._deliver(message), f"outbox {message.path} to {message.peer}")
+    def send(self, message: Message, payer: Payer = NOBODY) -> None:
+        """Start sending a message that is on disk; keys take their turn as those of `payer`.
 
-    async def _deliver(self, message: Message) -> None:
+        After a restart nobody waits for what is left, and it shares one turn.
+        """
+        self._spawn(self._deliver(message, payer), f"outbox {message.path} to {message.peer}")
+
+    async def _deliver(self, message: Message, payer: Payer) -> None:
         lane = self._lanes[message.peer]
         lane.waiting += 1
         try:
             with self.tracer.span("send", "client", to=message.peer, operation=message.path):
-                answer = await self._until_answered(lane, message)
+                answer = await self._until_answered(lane, message, payer)
         finally:
             lane.waiting -= 1
         outcome = self.outcome
@@ -151,7 +226,7 @@ class Outbox:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _until_answered(self, lane: _Lane, message: Message) -> Answer | None:
+    async def _until_answered(self, lane: _Lane, message: Message, payer: Payer) -> Answer | None:
         """The definite answer, or None when the deadline passed."""
         attempt = 0.0
         while self._clock.now() < message.deadline:
@@ -160,7 +235,9 @@ class Outbox:
                 await asyncio.sleep(min(attempt, left))
             elif (pause := lane.try_at - self._clock.now()) > 0:
                 await lane.sign.rest(min(pause, left))
-            async with lane.turn:
+            async with lane.place(message, payer, message.deadline - self._clock.now()) as placed:
+                if not placed:
+                    continue
                 started = self._clock.now()
                 try:
                     message = await self.seal(message)

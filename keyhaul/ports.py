@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from keyhaul.keys import Message, Ref, Row, Secret
+from keyhaul.rounds import NOBODY, Payer
 
 
 class Change(Protocol):
@@ -144,13 +145,12 @@ class Link(Protocol):
     labels: frozenset[str]  # what it gives against wiretappers: "its-wire", "pq", "qkd"
 
     async def grant(
-        self, pad_bytes: int, *, deadline: float, payer: str = "", leave: int | None = None
+        self, pad_bytes: int, *, deadline: float, payer: Payer = NOBODY, leave: int | None = None
     ) -> Grant:
         """Material for one message with a pad of `pad_bytes`; waits at most until Unix `deadline`.
 
-        Who waits is served in turns between payers: the SAE, or at a relay the neighbour, it is for. What
-        nobody waits for says how many bits of device key it has to `leave` ready, and gets its own at once
-        or not at all.
+        Who waits is served in turns between payers (see keyhaul.rounds). What nobody waits for says how many
+        bits of device key it has to `leave` ready, and gets its own at once or not at all.
 
         Raises InsufficientKey when the devices have too little, PeerUnreachable when the neighbour
         has to be asked and does not answer.

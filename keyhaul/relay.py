@@ -43,6 +43,7 @@ from keyhaul.messages.wrapping import Wrapping, unwrap, wrap
 from keyhaul.outbox import Outbox
 from keyhaul.ports import Change, Grant, Opened
 from keyhaul.promise import NOTHING, Ask, handed_over, joined, refuse_forbidden, refuse_plain, trust
+from keyhaul.rounds import Payer, own
 from keyhaul.settlement import Settlement
 from keyhaul.site import Site
 from keyhaul.story import Told
@@ -150,7 +151,7 @@ class Relay:
             self.receipted(rows[0])
         for message in (*(leg.message for leg in legs), batch.letter):
             if message is not None:
-                self._outbox.send(message)
+                self._outbox.send(message, own(batch.initiator))
 
     async def _prepare(self, batch: Batch, destination: str, targets: tuple[str, ...]) -> _Leg:
         foreign = self.site.foreign.get(destination)
@@ -186,7 +187,7 @@ class Relay:
         payload = await _apart(scheme, context, scheme.originate, bare, context, pair)
         wrapping = Wrapping(context, payload, batch.deadline)
         leave = None if batch.leave is None else batch.leave.get(hops[1], 0)
-        first = (hops[1], self.site.name, batch.deadline, batch.initiator, leave)
+        first = (hops[1], self.site.name, batch.deadline, own(batch.initiator), leave)
         grant, message = await self._hand_on(scheme, wrapping, *first)
         proofs = confirming.confirmations(pair, context) if scheme.authenticated else {}
         passed = _receipt(scheme, context, payload)
@@ -214,7 +215,7 @@ class Relay:
         peer: str,
         leg: str,
         deadline: float,
-        payer: str,
+        payer: Payer,
         leave: int | None = None,
     ) -> tuple[Grant, Message]:
         """Put the next pad on a bare payload and seal it for a neighbour, at the expense of `payer`."""
@@ -233,8 +234,7 @@ class Relay:
         except BaseException:
             grant.cancel()
             raise
-        context = wrapping.context
-        refs = tuple(Ref(key_id, leg) for key_id in context.key_ids)
+        refs = tuple(Ref(key_id, leg) for key_id in wrapping.context.key_ids)
         message = self._letters.message(
             peer, etsi020.EXT_KEYS, body, sealed=True, refs=refs, deadline=wrapping.deadline
         )
@@ -314,6 +314,7 @@ class Relay:
         if wrapping.context.expires > longest + CLOCK_SKEW:
             raise Malformed("the keys are to be kept for longer than this node keeps any", "lower ttl there")
         context, now = wrapping.context, self.site.clock.now()
+        self.site.came(context.route, peer)
         self.site.quota.keys(peer, len(context.key_ids), now)
         here = context.destination == self.site.name
         what: dict[str, Told] = {"scheme": context.scheme, "keys": len(context.key_ids), "came": peer}
@@ -331,15 +332,14 @@ class Relay:
         """A relay: new pad on, old pad off, and not a bit of the key in the ledger."""
         context, now = wrapping.context, self.site.clock.now()
         hop = self.site.next_hop(context.route)
-        if hop == peer:
-            raise Refused("the route leads back to its sender", invalid_routing="next hop is the caller")
+        payer = self.site.payer(peer, context.route, context.initiator)
         scheme = self._scheme(context.scheme)
-        pad_in = opened.pad(scheme.pad_bytes(wrapping.payload))
-        wrapping = replace(wrapping, payload=scheme.transit(wrapping.payload, pad_in, None))
+        pad = opened.pad(scheme.pad_bytes(wrapping.payload))
+        wrapping = replace(wrapping, payload=scheme.transit(wrapping.payload, pad, None))
         took = _receipt(scheme, context, wrapping.payload)
         wrapping = await self._renewed(scheme, wrapping)
-        patience = min(wrapping.deadline, now + HOP_PATIENCE)
-        grant, message = await self._hand_on(scheme, wrapping, hop, context.destination, patience, peer)
+        onward = (hop, context.destination, min(wrapping.deadline, now + HOP_PATIENCE), payer)
+        grant, message = await self._hand_on(scheme, wrapping, *onward)
         passed = _receipt(scheme, context, wrapping.payload)
         rows = [self._accepted(peer, wrapping, key_id, now, took) for key_id in context.key_ids]
         for row in rows:
@@ -362,7 +362,7 @@ class Relay:
         story.tell(log, "keys passed on", came=peer, by=hop, **_told(rows))
         if took:
             self.receipted(rows[0])
-        self._outbox.send(message)
+        self._outbox.send(message, payer)
 
     async def _renewed(self, scheme: Scheme, wrapping: Wrapping) -> Wrapping:
         """The bare payload in another form, where the scheme has its relays re-randomise."""

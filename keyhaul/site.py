@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from keyhaul.errors import NoRoute, PeerUnreachable
+from keyhaul.errors import NoRoute, NoSuchTarget, PeerUnreachable, Refused
 from keyhaul.keys import Row
 from keyhaul.messages.etsi020 import Dialect
 from keyhaul.messages.payload import Scheme
 from keyhaul.pairing import Pairing
 from keyhaul.policy import NO_POLICY, PathPolicy
 from keyhaul.ports import Clock, Ledger, Link
+from keyhaul.rounds import Payer, behind
 from keyhaul.story import NO_TRACER, Tracer
 
 
@@ -159,6 +160,23 @@ class Site:
     def targets_at(self, row: Row, leg: str) -> tuple[str, ...]:
         """Those of a row's targets that one of its legs serves."""
         return row.targets if row.ref.leg == leg else self.legs(row.targets).get(leg, ())
+
+    def payer(self, peer: str, route: tuple[str, ...], initiator: str) -> Payer:
+        """Whose turn keys of a neighbour take. A node speaks for its own applications only."""
+        try:
+            known = self.view.home(initiator) == route[0]
+        except NoSuchTarget:
+            known = False
+        return behind(peer, route[0], initiator if known else "")
+
+    def came(self, route: tuple[str, ...], peer: str) -> None:
+        """Keys came from a neighbour: it has to be the node before this one on their route. Raises Refused.
+
+        So honest nodes see to it that the beginning of a route is where the keys began.
+        """
+        at = route.index(self.name) if self.name in route else 0
+        if not at or route[at - 1] != peer:
+            raise Refused("the route does not lead over its sender", invalid_routing="previous hop")
 
     def next_hop(self, route: tuple[str, ...]) -> str:
         """The neighbour after this node on a route. Raises NoRoute if the route is not ours."""

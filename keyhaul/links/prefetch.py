@@ -25,6 +25,7 @@ from keyhaul.keys import Secret
 from keyhaul.links.kept import KEEP, Kept
 from keyhaul.links.supply import Supply
 from keyhaul.ports import Change, Clock, Ledger
+from keyhaul.rounds import NOBODY, Payer
 
 OFFER_TRIES = 40  # offers of one key before it counts as lost: the far end may lag
 EXPECTED_TRIES = 4  # offers after which others are drawn beside it: the far end may have lost it in a crash
@@ -124,7 +125,7 @@ class DeviceKeys:
     # --- sending
 
     async def take(
-        self, number: int, patience: float, payer: str = "", leave: int | None = None
+        self, number: int, patience: float, payer: Payer = NOBODY, leave: int | None = None
     ) -> list[tuple[str, Secret]]:
         """`number` keys that both ends hold; waits at most `patience` seconds. Raises InsufficientKey.
 

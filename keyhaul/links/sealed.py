@@ -24,6 +24,7 @@ from keyhaul.links.supply import Supply
 from keyhaul.messages import envelope
 from keyhaul.messages.envelope import Header, Material, Mode, Suite
 from keyhaul.ports import Change, Clock, Ledger
+from keyhaul.rounds import NOBODY, Payer
 
 REPLAY_WINDOW = 8192  # messages a neighbour may have in flight before the oldest claims are pruned
 SEQUENCE_BLOCK = 1024
@@ -149,7 +150,7 @@ class SealedLink:
     # --- sending
 
     async def grant(
-        self, pad_bytes: int, *, deadline: float, payer: str = "", leave: int | None = None
+        self, pad_bytes: int, *, deadline: float, payer: Payer = NOBODY, leave: int | None = None
     ) -> SealedGrant:
         """See ports.Link. Acknowledgements ask for no pad and cost no device key."""
         sequence = await self._number()
@@ -184,7 +185,7 @@ class SealedLink:
         return SealedGrant(self, header, head, material, pad_bytes, device_keys)
 
     async def _device_keys(
-        self, pad_bytes: int, patience: float, payer: str, leave: int | None
+        self, pad_bytes: int, patience: float, payer: Payer, leave: int | None
     ) -> list[tuple[str, Secret]]:
         if self._device is None or not pad_bytes:
             return []

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from uuid import uuid4
 
 import pytest
@@ -85,25 +86,26 @@ class Shop:
             await asyncio.sleep(1.0)
             await self.origin.tend()
 
-    async def modesty(self, rng: random.Random) -> None:
+    async def modesty(self, rng: random.Random, requests: int) -> None:
         """One key now and then, sometimes three at once, for what a quarter of the link can carry."""
         asked = 0
         async with asyncio.TaskGroup() as tasks:
-            while asked < MODEST:
+            while asked < requests:
                 for _ in range(rng.choice((1, 1, 1, 3))):
                     tasks.create_task(self.ask("sae-a", 1))
                     asked += 1
                 await asyncio.sleep(rng.expovariate(1 / 1.5))
 
 
-def share(seed: int, rules: Rules, *, beyond: bool = False) -> Shop:
+def share(seed: int, rules: Rules, *, beyond: int = 0, hands: int = HANDS, requests: int = MODEST) -> Shop:
     """Both applications at work, until the modest one has asked all it wants.
 
-    The dry link is the first of the way, or `beyond` a relay.
+    The dry link is the first of the way, or `beyond` so many relays.
     """
 
     async def story() -> Shop:
-        lines = [("a", "b", "pqc"), ("b", "c", "qkd")] if beyond else [("a", "b", "qkd")]
+        names = "abcd"[: beyond + 2]
+        lines = [(near, far, "pqc") for near, far in pairwise(names[:-1])] + [(names[-2], names[-1], "qkd")]
         world = World(seed, lines, saes={"sae-greedy": "a"})
         near, far, _ = lines[-1]
         world.stock = 32  # as outside: hundreds of requests wait
@@ -113,10 +115,10 @@ def share(seed: int, rules: Rules, *, beyond: bool = False) -> Shop:
         shop = Shop(world, far)
         shop.origin.pools.rules = rules
         await asyncio.sleep(20.0)
-        background = [asyncio.ensure_future(shop.greed()) for _ in range(HANDS)]
+        background = [asyncio.ensure_future(shop.greed()) for _ in range(hands)]
         background.append(asyncio.ensure_future(shop.tend()))
         await asyncio.sleep(30.0)
-        await shop.modesty(random.Random(seed))
+        await shop.modesty(random.Random(seed), requests)
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
@@ -128,7 +130,6 @@ def share(seed: int, rules: Rules, *, beyond: bool = False) -> Shop:
 
 def check(shop: Shop) -> None:
     modest, greedy = shop.answers["sae-a"], shop.answers["sae-greedy"]
-    assert modest.total() >= MODEST
     assert modest["served"] >= 0.99 * modest.total(), modest
     assert greedy["served"] < greedy.total(), "the link was not dry"
 
@@ -138,6 +139,12 @@ def check(shop: Shop) -> None:
 )
 def test_a_greedy_application_leaves_a_modest_one_its_part_of_a_dry_link(rules: Rules) -> None:
     shop = share(1, rules)
+    assert shop.answers["sae-a"].total() >= MODEST
     check(shop)
     # A refill of 64 keys would take the link for 8 s; nobody is kept waiting for one.
     assert max(shop.waited) < 5.0
+
+
+@pytest.mark.parametrize("rules", [Rules(fixed=0), Rules()], ids=["no pools", "by demand"])
+def test_nor_does_it_where_the_dry_link_lies_beyond_two_relays(rules: Rules) -> None:
+    check(share(1, rules, beyond=2, hands=40, requests=60))

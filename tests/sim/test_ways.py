@@ -262,3 +262,20 @@ def test_no_route_is_still_told_as_such() -> None:
             await world.ask("a", "d")
 
     told(story, lambda world: setattr(world, "policy", demand("qkd")), LINE)
+
+
+def test_keys_that_do_not_come_from_the_node_before_on_their_route_are_refused() -> None:
+    async def story(world: World) -> None:
+        relay = world.nodes["a"].relay
+        hand_on = relay._hand_on
+
+        async def pretend(scheme: Any, wrapping: Wrapping, *rest: Any) -> Any:
+            context = replace(wrapping.context, origin="c", route=("c", "b", "z"), initiator="sae-c")
+            return await hand_on(scheme, replace(wrapping, context=context), *rest)
+
+        relay._hand_on = pretend  # type: ignore[method-assign]
+        with pytest.raises(Unavailable):
+            await world.ask("a", "z")
+        assert await all_rows(world, "b") == []
+
+    told(story, links=CHEAP)

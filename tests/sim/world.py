@@ -41,6 +41,7 @@ from keyhaul.outbox import Outbox
 from keyhaul.pairing import Pairing
 from keyhaul.policy import NO_POLICY, PathPolicy
 from keyhaul.relay import Relay
+from keyhaul.rounds import NOBODY, Payer
 from keyhaul.routing import Edge, Network
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
@@ -265,13 +266,13 @@ class SimNode:
         """Note every message that is about to be sent before it was saved: a crash could deny it."""
         send = self.outbox.send
 
-        def watched(message: Message) -> None:
+        def watched(message: Message, payer: Payer = NOBODY) -> None:
             if message.id not in self.ledger._queue and not self.ledger.dead:
                 self.world.broken.append(f"{self.name} sends {message.path} that is not on disk")
             self.world.contents[message.id] = contents(message)
             if self.world.aimed("send", self.name):
                 self.crash()
-            send(message)
+            send(message, payer)
 
         self.outbox.send = watched  # type: ignore[method-assign]
 

@@ -15,6 +15,7 @@ from keyhaul.errors import InsufficientKey, PeerUnreachable, StoreUnavailable
 from keyhaul.keys import Message
 from keyhaul.outbox import IN_FLIGHT, LONGEST_PAUSE, SETTLE_AFTER, Outbox
 from keyhaul.ports import Answer
+from keyhaul.rounds import behind, own
 from keyhaul.testbed.clock import LoopClock, run
 
 Behaviour = Callable[[Message], Answer | Exception]
@@ -282,12 +283,76 @@ def test_only_so_many_messages_are_under_way_to_one_neighbour() -> None:
         bench = Bench()
         bench.peers.delay = 1.0
         for number in range(3 * IN_FLIGHT):
-            bench.outbox.send(message(number))
+            bench.outbox.send(message(number), own(f"sae-{number}"))
         await asyncio.sleep(0.5)
         assert bench.outbox.waiting() == {"b": 3 * IN_FLIGHT}
         await asyncio.sleep(5)
         assert bench.peers.busiest == IN_FLIGHT
         assert bench.settled() == list(range(3 * IN_FLIGHT))
+
+    run(story())
+
+
+def test_an_application_has_at_most_as_many_under_way_as_it_leaves_free_and_a_neighbour_thrice() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.peers.delay = 1.0
+        for number in range(IN_FLIGHT):
+            bench.outbox.send(message(number), behind("a", "a", "sae-greedy"))
+        await asyncio.sleep(0.5)
+        assert bench.peers.busy == IN_FLIGHT // 2
+        for number in range(2 * IN_FLIGHT):
+            bench.outbox.send(message(1000 + number), behind("a", "a", f"sae-{number}"))
+        await asyncio.sleep(0.1)
+        assert bench.peers.busy == IN_FLIGHT * 3 // 4
+        bench.outbox.send(message(5000), behind("z", "z", "sae-z"))
+        await asyncio.sleep(0.1)
+        assert bench.peers.attempts[-1][1].id.int == 5000, "there is a place for another neighbour at once"
+        await asyncio.sleep(20)
+        assert len(bench.settled()) == 3 * IN_FLIGHT + 1
+
+    run(story())
+
+
+def test_among_several_greedy_ones_a_modest_one_finds_a_place() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.peers.delay = 2.0
+        for number in range(8 * IN_FLIGHT):
+            bench.outbox.send(message(number, patience=300), own(f"sae-{number % 10}"))
+        await asyncio.sleep(0.5)
+        bench.outbox.send(message(9999), own("sae-modest"))
+        await asyncio.sleep(0.1)
+        assert bench.peers.attempts[-1][1].id.int == 9999
+
+    run(story())
+
+
+def test_a_message_that_gets_no_place_in_time_lapses_unsent() -> None:
+    async def story() -> None:
+        bench = Bench(answers(202))
+        bench.peers.delay = 30.0
+        for number in range(IN_FLIGHT):
+            bench.outbox.send(message(number, patience=100))
+        late = message(1000, patience=5)
+        bench.outbox.send(late)
+        await asyncio.sleep(6)
+        assert bench.outcome.late == [late]
+        assert late not in [sent for _, sent in bench.peers.attempts]
+
+    run(story())
+
+
+def test_acknowledgements_do_not_wait_for_places_that_transfers_hold() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.peers.delay = 5.0
+        for number in range(4 * IN_FLIGHT):
+            bench.outbox.send(message(number), own(f"sae-{number}"))
+        await asyncio.sleep(0.5)
+        bench.outbox.send(replace(message(1000), path="ack"))
+        await asyncio.sleep(0.01)
+        assert bench.peers.attempts[-1][1].id.int == 1000
 
     run(story())
 

@@ -35,21 +35,70 @@ def test_items_come_in_the_order_they_went_in() -> None:
     run(story())
 
 
-def test_takers_are_served_in_the_order_they_came_and_nobody_overtakes() -> None:
+def test_takers_of_as_much_are_served_in_the_order_they_came() -> None:
     async def story() -> None:
         here = supply()
-        big, small = await taking(here, 3), await taking(here, 1)
+        first, second = await taking(here, 3), await taking(here, 3)
         here.add([0, 1])
-        late = await taking(here, 1)
+        late = await taking(here, 3)
         await asyncio.sleep(1)
-        assert not big.done()
-        assert not small.done()
-        assert not late.done(), "there are items, but others came first"
+        assert not first.done()
         here.add([2, 3])
-        assert await big == [0, 1, 2]
-        assert await small == [3]
-        here.add([4])
-        assert await late == [4]
+        assert await first == [0, 1, 2]
+        here.add([4, 5])
+        assert await second == [3, 4, 5]
+        assert not late.done()
+        here.add([6, 7, 8])
+        assert await late == [6, 7, 8]
+
+    run(story())
+
+
+def test_a_large_request_does_not_keep_small_ones_waiting_nor_they_it() -> None:
+    async def story() -> None:
+        here = supply()
+        big = await taking(here, 4)
+        small = [await taking(here, 1) for _ in range(9)]
+        here.add([0, 1])
+        await asyncio.sleep(0.1)
+        assert [task.done() for task in small] == [True] + [False] * 8
+        here.add(range(2, 8))
+        assert await big == [0, 2, 4, 6]
+        assert [await task for task in small[:4]] == [[1], [3], [5], [7]]
+        assert not small[4].done()
+        for task in small[4:]:
+            task.cancel()
+
+    run(story())
+
+
+def test_what_was_put_aside_goes_to_the_next_of_the_same_or_back() -> None:
+    async def story() -> None:
+        here = supply()
+        hasty, patient = await taking(here, 3, 1.0), await taking(here, 3, 2.0)
+        here.add([0, 1])
+        await asyncio.sleep(1.5)
+        assert isinstance(hasty.exception(), InsufficientKey)
+        assert len(here) == 0, "two are put aside for the patient one"
+        assert here.shortage == 4 + 1
+        await asyncio.sleep(1)
+        assert isinstance(patient.exception(), InsufficientKey)
+        assert await here.take(2, 0) == [0, 1]
+        assert here.shortage == 4
+
+    run(story())
+
+
+def test_what_is_drained_is_also_what_was_put_aside() -> None:
+    async def story() -> None:
+        here = supply()
+        waiting = await taking(here, 3)
+        here.add([0, 1])
+        assert here.drain() == [0, 1]
+        assert here.shortage == 4 + 3
+        here.add([2, 3, 4])
+        assert await waiting == [2, 3, 4]
+        assert here.shortage == 4
 
     run(story())
 
@@ -108,13 +157,12 @@ def test_a_cancelled_taker_lets_those_behind_move_up() -> None:
 def test_items_handed_to_a_taker_that_was_just_cancelled_come_back_in_order() -> None:
     async def story() -> None:
         here = supply()
-        first, second = await taking(here, 2), await taking(here, 1)
+        first, second = await taking(here, 2), await taking(here, 2)
         here.add([0, 1])  # set for the first, which has not run since
         first.cancel()
         await asyncio.sleep(0)
         assert first.done()
-        assert await second == [0]
-        assert await here.take(1, 0) == [1]
+        assert await second == [0, 1]
 
     run(story())
 
@@ -195,9 +243,9 @@ def test_new_items_end_the_trouble() -> None:
 def test_payers_take_turns_so_a_modest_one_does_not_wait_behind_a_greedy_ones_queue() -> None:
     async def story() -> None:
         here = supply()
-        greedy = [asyncio.ensure_future(here.take(1, 60.0, "greedy")) for _ in range(50)]
+        greedy = [asyncio.ensure_future(here.take(1, 60.0, ("greedy",))) for _ in range(50)]
         await asyncio.sleep(0)
-        modest = asyncio.ensure_future(here.take(1, 60.0, "modest"))
+        modest = asyncio.ensure_future(here.take(1, 60.0, ("modest",)))
         await asyncio.sleep(0)
         assert here.shortage == 4 + 51
         here.add(range(3))
