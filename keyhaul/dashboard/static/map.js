@@ -65,9 +65,11 @@ export class NetworkMap {
     this.links.clear();
     const { nodes, links } = this.network;
     const place = this.places(nodes);
-    for (const part of this.islands(nodes, links, place)) this.svg.append(part);
+    const islands = this.islands(nodes, links, place);
+    this.svg.append(...islands.map(([shape]) => shape));
     for (const link of links) this.addLink(link, place.get(link.a), place.get(link.b));
     for (const node of nodes) this.addNode(node, place.get(node.name));
+    this.svg.append(...islands.map(([, words]) => words));
     if (this.last) this.show(this.last);
     if (focus !== undefined) this.svg.querySelector(`[data-name="${CSS.escape(focus)}"]`)?.focus();
   }
@@ -79,11 +81,12 @@ export class NetworkMap {
     const columns = new Set(nodes.map((node) => node.x.toFixed(2))).size;
     const inLines = lines * 5 < nodes.length || lines === 1;
     this.beside = narrow && inLines;
-    this.radius = many ? 8 : 17;
+    this.radius = many ? (narrow ? 5 : 8) : 17;
     const height = this.beside ? Math.max(150, columns * STEP)
       : inLines ? Math.max(170, lines * 150) : Math.min(640, Math.max(300, this.width * (narrow ? 1.2 : 0.55)));
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${height}`);
     this.svg.classList.toggle("crowded", many);
+    this.svg.classList.toggle("small", many && narrow);
     this.svg.classList.toggle("beside", this.beside);
     const [first, last] = [Math.min, Math.max].map((pick) => pick(...nodes.map((node) => node.x)));
     const along = (x) => (inLines && last > first ? (x - first) / (last - first) : x); // a line takes all the room
@@ -102,7 +105,8 @@ export class NetworkMap {
       if (!domains.has(node.domain)) domains.set(node.domain, []);
       domains.get(node.domain).push(node.name);
     }
-    return [...domains].flatMap(([domain, names], at) => {
+    if (domains.size > HUES) return [];
+    return [...domains].map(([domain, names], at) => {
       const inside = new Set(names);
       const shape = make("g", { class: `island hue${at % HUES}`, "stroke-width": this.radius * 3.4 });
       for (const name of names) {
@@ -118,7 +122,7 @@ export class NetworkMap {
         class: "island-name", x: this.beside ? x + this.radius + 12 : Math.max(2, x - this.radius * 1.7),
         y: Math.max(12, y - this.radius * 1.7 - (this.beside ? -9 : 5)),
       }, domain);
-      return domains.size > HUES ? [] : [shape, words];
+      return [shape, words];
     });
   }
 
