@@ -220,7 +220,8 @@ def _words(error: Exception) -> str:
     if isinstance(problem, ssl.SSLError):
         return str(problem.strerror or problem)
     if isinstance(problem, ConnectionRefusedError):
-        return "connection refused"
+        at = f" at {error.host}:{error.port}" if isinstance(error, aiohttp.ClientConnectorError) else ""
+        return f"connection refused{at}"
     if isinstance(problem, aiohttp.ServerDisconnectedError | ConnectionError):
         return "it hung up"
     return str(getattr(problem, "strerror", None) or problem) or type(problem).__name__
