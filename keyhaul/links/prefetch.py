@@ -29,6 +29,7 @@ from keyhaul.rounds import NOBODY, Payer
 
 OFFER_TRIES = 40  # offers of one key before it counts as lost: the far end may lag
 EXPECTED_TRIES = 4  # offers after which others are drawn beside it: the far end may have lost it in a crash
+ASKED_BEFORE = EXPECTED_TRIES - 1  # for keys of another life: one more offer tells whether they are left
 MAX_OFFER = 1024
 SLOW = 1.0  # seconds that fetching from a device should not take in one go
 ANSWER_WITHIN = 2.0  # seconds after which an offer is answered with the keys that are held by then
@@ -116,16 +117,11 @@ class DeviceKeys:
     async def start(self) -> None:
         """Keys of earlier runs are offered again: the neighbour says which it still holds."""
         for name, bits in (await self._ledger.items(self._out)).items():
-            self._offered[name] = _Offered(Secret(bits))
+            self._offered[name] = _Offered(Secret(bits), ASKED_BEFORE)
 
     def level(self) -> int:
         """Bits ready for sending."""
         return len(self.supply) * self.key_bytes * 8
-
-    @property
-    def offered(self) -> int:
-        """Keys drawn here that the neighbour does not hold yet."""
-        return len(self._offered)
 
     # --- sending
 
@@ -183,7 +179,7 @@ class DeviceKeys:
 
     def reoffer(self) -> None:
         """The neighbour may have lost its halves: only what it says again that it holds is ready."""
-        self._offered.update({name: _Offered(bits) for name, bits in self.supply.drain()})
+        self._offered.update({name: _Offered(bits, ASKED_BEFORE) for name, bits in self.supply.drain()})
 
     async def draw(self) -> list[str]:
         """Fetch what the supply lacks from the device, save it, and name all ids to offer."""
@@ -200,7 +196,8 @@ class DeviceKeys:
                     change.put(self._out, key.key_id, key.bits.reveal())
             self._offered.update((key.key_id, _Offered(key.bits)) for key in self._drawn)
             self._drawn = ()
-        return list(self._offered)[:MAX_OFFER]
+        # What the far end may have lost comes last: it would look for that first, each time anew.
+        return sorted(self._offered, key=lambda name: self._offered[name].tries)[:MAX_OFFER]
 
     async def confirm(self, offered: Iterable[str], held: Iterable[str]) -> None:
         """The neighbour's answer to an offer: held keys are ready, hopeless ones are burned."""

@@ -128,6 +128,23 @@ def test_keys_lost_behind_a_slow_device_do_not_hold_up_the_answer_to_an_offer() 
     run(story())
 
 
+def test_after_a_restart_one_offer_tells_what_the_far_end_has_lost_and_others_are_drawn() -> None:
+    async def story() -> None:
+        both = slow()
+        both.near._drawing.number = 64
+        gone = set(await both.near.draw())
+        both.devices.lag, both.options["high"] = gone, 64
+        await both.restart()
+        assert gone == set(await both.near.draw()), "none is drawn before the far end was asked"
+        await both.agree()
+        fresh = [name for name in await both.near.draw() if name not in gone]
+        assert fresh
+        assert (await both.near.draw())[: len(fresh)] == fresh, "what may be lost comes last"
+        assert set(fresh) <= set(await both.agree())
+
+    run(story())
+
+
 def test_one_lost_key_is_told_from_the_others_within_a_few_offers() -> None:
     async def story() -> None:
         both = slow()
