@@ -10,6 +10,7 @@ import asyncio
 import email.utils
 import fcntl
 import json
+import os
 import socket
 import ssl
 import time
@@ -28,12 +29,14 @@ from keyhaul.edge.neighbours import neighbour_of
 from keyhaul.edge.peer import ENVELOPE_PATH
 from keyhaul.errors import KeyhaulError
 from keyhaul.identity import Anchors, Federation
+from keyhaul.keys import Secret
 from keyhaul.links.etsi014 import Device
 from keyhaul.messages.etsi020 import VERSIONS_PATH
-from keyhaul.stores import sealing
+from keyhaul.stores import database, sealing
 
 PATIENCE = 5.0  # seconds for each step on the network
-SKEW = 5.0  # seconds that clocks may differ; descriptors tolerate 300
+SKEW = 5.0  # seconds that clocks may differ
+TOO_MUCH_SKEW = 300.0  # beyond it nodes refuse each other's descriptors
 DAYS = 30
 ANSWER = 64 * 1024  # bytes
 
@@ -60,7 +63,7 @@ async def examine(file: Path) -> list[Finding]:
         ]
     settings = await asyncio.to_thread(config.load, file)
     found += _certificates(settings)
-    found.append(await asyncio.to_thread(_root, settings.store))
+    found += await asyncio.to_thread(lambda: list(_store(settings.store)))
     groups = [neighbour(settings, peer) for peer in settings.peers]
     groups += [_device(peer.device) for peer in settings.peers if peer.device is not None]
     for group in await asyncio.gather(*groups):
@@ -92,25 +95,47 @@ def _certificates(settings: config.NodeConfig) -> Iterator[Finding]:
             yield Finding("ok", f"certificate of the {name} port", seen)
 
 
-def _root(store: config.StoreConfig) -> Finding:
-    """Unseal the root secret, unless a node has the store open, which proves that it can be unsealed."""
+def _store(store: config.StoreConfig) -> Iterator[Finding]:
+    """Unseal the root secret and read the store's first page with it.
+
+    A running node that has the store open proves both.
+    """
     if _in_use(store.file):
-        return Finding("ok", "store", f"{store.file.name} is open in a running node")
+        yield Finding("ok", "store", f"{store.file.name} is open in a running node")
+        return
     if any(slot.kind == "passphrase" and not (slot.file or slot.env) for slot in store.slots):
-        return Finding(
+        yield Finding(
             "skipped", "root secret", "a slot asks a person for its passphrase", "start the node to see"
         )
+        return
     try:
         opened = sealing.open_root(store.root, vault.slots(store.slots))
     except KeyhaulError as error:
-        return Finding("failed", "root secret", error.cause, error.remedy)
+        yield Finding("failed", "root secret", error.cause, error.remedy)
+        return
+    page_key = sealing.derive(opened.root, "store/page", 48)
     opened.root.wipe()
     seen = f"opened by {opened.kind}, grade {opened.grade.value}"
     if opened.warnings:
-        return Finding(
-            "warning", "root secret", f"{seen}: {opened.warnings[0]}", "see docs/threat-model.md, Machines"
-        )
-    return Finding("ok", "root secret", seen)
+        advice = "see docs/threat-model.md, Machines"
+        yield Finding("warning", "root secret", f"{seen}: {opened.warnings[0]}", advice)
+    else:
+        yield Finding("ok", "root secret", seen)
+    try:
+        yield _first_page(store.file, page_key)
+    finally:
+        page_key.wipe()
+
+
+def _first_page(file: Path, page_key: Secret) -> Finding:
+    if not file.exists():
+        advice = "right for a new node: its first start makes one; else restore it (`keyhaul restore`)"
+        return Finding("warning", "store", f"there is no {file} yet", advice)
+    try:
+        database.readable(file, page_key)
+    except KeyhaulError as error:
+        return Finding("failed", "store", error.cause, error.remedy)
+    return Finding("ok", "store", f"{file.name} opens with it")
 
 
 def _in_use(database: Path) -> bool:
@@ -150,7 +175,7 @@ async def neighbour(settings: config.NodeConfig, peer: config.Peer) -> list[Find
             found.append(Finding("ok", f"{peer.name}: TLS", f"{agreed['version']}, {agreed['group']}"))
             found.append(_peer_certificate(peer, writer.transport))
             found.append(_identity(settings, peer, writer.transport))
-            found += await _versions(peer, host, reader, writer)
+            found += await _versions(settings, peer, reader, writer)
     except _Broken as broken:
         found.append(broken.finding)
     return found
@@ -166,31 +191,31 @@ async def _resolve(name: str, host: str, port: int) -> str:
     try:
         found = await asyncio.wait_for(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM), PATIENCE)
     except (OSError, TimeoutError) as problem:
-        said = getattr(problem, "strerror", None) or "no answer in time"
-        raise _Broken(
-            Finding(
-                "failed",
-                f"{name}: name",
-                f"{host} does not resolve: {said}",
-                f"correct the url of {name}, or DNS",
-            )
-        ) from None
+        advice = f"correct `url` of peer {name}, or DNS (`getent hosts {host}`)"
+        seen = f"{host} does not resolve: {_system(problem)}"
+        raise _Broken(Finding("failed", f"{name}: name", seen, advice)) from None
     return str(found[0][4][0])
+
+
+def _system(problem: Exception) -> str:
+    number = getattr(problem, "errno", None)
+    if isinstance(problem, socket.gaierror) or number is None or number <= 0:
+        return getattr(problem, "strerror", None) or f"no answer within {PATIENCE:.0f} s"
+    return os.strerror(number)
 
 
 async def _reach(name: str, host: str, port: int) -> None:
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PATIENCE)
     except (OSError, TimeoutError) as problem:
-        said = getattr(problem, "strerror", None) or "no answer in time"
-        raise _Broken(
-            Finding(
-                "failed",
-                f"{name}: TCP",
-                f"{host} port {port}: {said}",
-                f"see whether {name} runs, and whether a firewall stands between",
-            )
-        ) from None
+        refused = isinstance(problem, ConnectionRefusedError)
+        said = "connection refused" if refused else _system(problem)
+        advice = (
+            f"nothing listens there: start {name} (`systemctl start keyhaul@{name}`), or correct its `url`"
+            if refused
+            else f"see whether {name}'s machine runs, and whether a firewall stands between"
+        )
+        raise _Broken(Finding("failed", f"{name}: TCP", f"{host} port {port}: {said}", advice)) from None
     writer.close()
 
 
@@ -205,26 +230,72 @@ async def _handshake(
         opening = asyncio.open_connection(host, port, ssl=context, server_hostname=host)
         reader, writer = await asyncio.wait_for(opening, PATIENCE)
     except (OSError, ssl.SSLError, TimeoutError, KeyhaulError) as problem:
-        said = str(problem) or "no answer in time"
-        raise _Broken(Finding("failed", f"{peer.name}: TLS", said, _tls_advice(said))) from None
+        said = _said(problem)
+        raise _Broken(
+            Finding("failed", f"{peer.name}: TLS", said, tls_advice(said, settings, peer))
+        ) from None
     try:
         yield reader, writer
     finally:
         writer.close()
 
 
-def _tls_advice(said: str) -> str:
-    """What usually is behind a handshake that fails."""
-    text = said.lower()
-    if "expired" in text or "not yet valid" in text:
-        return "renew the certificate that is out of date, and check both clocks"
+def _said(problem: Exception) -> str:
+    """What went wrong with a connection, in words: the system's errors often have none."""
+    if isinstance(problem, TimeoutError):
+        return f"it takes the connection and says nothing for {PATIENCE:.0f} s"
+    if isinstance(problem, ConnectionError | EOFError):
+        return "it hung up"
+    return str(problem) or type(problem).__name__
+
+
+def tls_advice(said: str, settings: config.NodeConfig, peer: config.Peer) -> str:
+    """What usually is behind a handshake that fails, and the line or command that mends it."""
+    text, name, node = said.lower(), peer.name, settings.listeners.node
+    if "alert" in text:
+        return _alert_advice(text, settings, peer)
+    if "expired" in text:
+        return (
+            f"{name} shows a certificate that has ended: issue it anew there, then `keyhaul reload` on {name}"
+        )
+    if "not yet valid" in text:
+        return f"a clock is wrong (`chronyc tracking` on both), or {name}'s certificate begins later"
     if "host" in text or "ip address" in text:
-        return "the certificate there is for another host: correct the url, or issue it for this host"
-    if "verify" in text or "unknown ca" in text or "self" in text:
-        return "exchange CA certificates: each side's anchors must hold the node CA of the other's domain"
-    if "group" in text or "handshake failure" in text:
-        return "both sides must allow one key exchange group: look at `tls` of both node ports"
-    return "look at the neighbour's log at this minute; both sides must trust each other's node CA"
+        host = _place(peer.url)[0]
+        return f"{name}'s certificate is not for {host}: correct `url` of peer {name}, or issue it for {host}"
+    if "verify" in text:
+        return (
+            f"add the node CA of {name}'s domain to {node.ca} (`ca` under [listeners.node]), `keyhaul reload`"
+        )
+    if "wrong version number" in text or "packet length" in text or "http request" in text:
+        return f"what listens there speaks no TLS: correct the port in `url` of peer {name}"
+    if "nothing for" in text:
+        return f"it is no node, or it hangs: correct the port in `url` of peer {name}, or see {name}'s log"
+    return (
+        f"{name}'s log says why at this minute; mostly it allows no key exchange group of ours "
+        f"(`tls` under [listeners.node] on both sides) or no TLS 1.3"
+    )
+
+
+def _alert_advice(alert: str, settings: config.NodeConfig, peer: config.Peer) -> str:
+    """What the other side said when it refused us."""
+    name, node = peer.name, settings.listeners.node
+    if "protocol version" in alert:
+        return (
+            "it speaks no TLS 1.3, which nodes need; for a key manager of another maker "
+            f'write `kind = "plain"` under peer {name}, else have it brought up to date'
+        )
+    if "handshake failure" in alert or "insufficient security" in alert:
+        return (
+            f"it allows no key exchange group of ours: same `tls` under [listeners.node] here and on {name}"
+        )
+    if "unknown ca" in alert:
+        return (
+            f"{name} does not trust the CA of {node.cert}: add that CA to `ca` under [listeners.node] there"
+        )
+    if "expired" in alert:
+        return f"{name} finds our certificate {node.cert} out of date: issue it anew, or compare both clocks"
+    return f"{name} refuses our certificate {node.cert}: {name}'s log says why at this minute"
 
 
 def _peer_certificate(peer: config.Peer, transport: asyncio.BaseTransport) -> Finding:
@@ -257,26 +328,34 @@ def _identity(settings: config.NodeConfig, peer: config.Peer, transport: asyncio
 
 
 async def _versions(
-    peer: config.Peer, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    settings: config.NodeConfig,
+    peer: config.Peer,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> list[Finding]:
     """Which 020 versions it speaks, and how far its clock is from ours."""
     # A sealed neighbour serves no plain 020 path; that it knows the path and not the verb is answer enough.
     path = VERSIONS_PATH if peer.kind == "plain" else ENVELOPE_PATH
+    host = _place(peer.url)[0]
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     try:
         async with asyncio.timeout(PATIENCE):
             start, body = await _answer(reader)
-    except (OSError, TimeoutError, EOFError, ValueError):
+    except ssl.SSLError as problem:
+        # In TLS 1.3 a client hears only after its handshake that its certificate is refused.
+        said = _said(problem)
+        return [Finding("failed", f"{peer.name}: TLS", said, tls_advice(said, settings, peer))]
+    except (OSError, TimeoutError, EOFError, ValueError) as problem:
+        said = "no answer over HTTP" if isinstance(problem, ValueError) else _said(problem)
+        ours = settings.listeners.node.cert
         advice = (
-            "see the neighbour's log: it hung up after the handshake, which it does to names it does not know"
+            f"mostly it refuses our certificate {ours}, after the handshake: its `ca` under [listeners.node] "
+            f"must hold our node CA, and [nodes] our name; {peer.name}'s log says why at this minute"
         )
-        return [Finding("failed", f"{peer.name}: answer", "no complete answer over HTTP", advice)]
+        return [Finding("failed", f"{peer.name}: answer", said, advice)]
     found = []
     if "date" in start:
-        skew = email.utils.parsedate_to_datetime(start["date"]).timestamp() - time.time()
-        state: State = "ok" if abs(skew) <= SKEW else "warning"
-        advice = "" if state == "ok" else "run NTP or chrony on both sides"
-        found.append(Finding(state, f"{peer.name}: clock", f"{skew:+.0f} s from ours", advice))
+        found.append(_clock(peer.name, start["date"]))
     if start["status"] == "401":
         advice = f"{peer.name} must have this node among its peers under the name of our certificate"
         return [*found, Finding("failed", f"{peer.name}: admission", "it does not know us (401)", advice)]
@@ -288,6 +367,21 @@ async def _versions(
         advice = "check that the url is that of a 020 V1.1.1 key manager"
         return [*found, Finding("warning", f"{peer.name}: versions", f"answer {start['status']}", advice)]
     return [*found, Finding("ok", f"{peer.name}: versions", f"020 {versions}")]
+
+
+def _clock(name: str, date: str) -> Finding:
+    try:
+        skew = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, TypeError):
+        return Finding(
+            "warning", f"{name}: clock", "its Date is no date", f"see what answers at {name}'s port"
+        )
+    if abs(skew) <= SKEW:
+        return Finding("ok", f"{name}: clock", f"{skew:+.0f} s from ours")
+    state: State = "failed" if abs(skew) > TOO_MUCH_SKEW else "warning"
+    beyond = "; beyond 300 s nodes do not believe each other" if state == "failed" else ""
+    advice = "see which is wrong (`chronyc tracking` on both) and start NTP or chrony there"
+    return Finding(state, f"{name}: clock", f"{skew:+.0f} s from ours{beyond}", advice)
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:

@@ -115,9 +115,9 @@ class Neighbourhood:
         devices = {name: each.device_context for name, each in self._all.items()}
         return found | {f"towards the device of {name}": each for name, each in devices.items() if each}
 
-    def devices(self) -> list[Device]:
-        """The devices of all links."""
-        return [each.device for each in self._all.values() if each.device is not None]
+    def devices(self) -> dict[str, Device]:
+        """The devices of all links, by neighbour."""
+        return {name: each.device for name, each in self._all.items() if each.device is not None}
 
     async def load(self) -> None:
         """Read what earlier runs left of each link."""
@@ -132,7 +132,7 @@ class Neighbourhood:
 
     async def close(self) -> None:
         """Close all connections."""
-        for device in self.devices():
+        for device in self.devices().values():
             await device.close()
         await self.peers.close()
 

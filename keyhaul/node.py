@@ -30,7 +30,7 @@ from keyhaul.audit import keeping
 from keyhaul.audit.delivery import AuditedDelivery
 from keyhaul.audit.log import AuditLog
 from keyhaul.control import Directory
-from keyhaul.dashboard.local import LocalSource, Trend, certificates
+from keyhaul.dashboard.local import LocalSource, certificates
 from keyhaul.dashboard.pages import Pages
 from keyhaul.detours import Detours
 from keyhaul.edge import admin, sae, skip, tls
@@ -48,7 +48,6 @@ from keyhaul.gossip import Gossip
 from keyhaul.identity import Anchors, Federation, Identity, admin_name, node_name, sae_id
 from keyhaul.kernel import Kernel
 from keyhaul.letters import Letters
-from keyhaul.links.sealed import SealedLink
 from keyhaul.logs import levels
 from keyhaul.messages.etsi020 import PATHS
 from keyhaul.messages.payload import Scheme
@@ -56,6 +55,7 @@ from keyhaul.messages.skip import Systems
 from keyhaul.minting import DeviceMint, Mint, OwnMint
 from keyhaul.monitor.instruments import Instruments, TimedDelivery
 from keyhaul.monitor.listener import Monitor
+from keyhaul.monitor.standing import Standing
 from keyhaul.monitor.start import open_monitor, watched_certificates
 from keyhaul.neighbourhood import Neighbourhood
 from keyhaul.origin import Origin
@@ -104,7 +104,8 @@ class Node:
         self._saes: sae.SaeApplication | None = None
         self._workers: Workers | None = None
         self._events: Counter[str] = Counter()
-        self._trends: dict[str, Trend] = {}
+        self._draining = False
+        self._page = LocalSource(lambda: self.network, self.status, self.trace, self.route, self.audit_tail)
 
     # ------------------------------------------------------------------ start
 
@@ -228,6 +229,7 @@ class Node:
         )
         self.outbox = Outbox(self.peers, self._clock, self._tasks.spawn)
         self.outbox.tracer = self.tracer
+        self.standing = Standing(self.links, self.neighbourhood.devices, self.outbox)
         self.settlement = Settlement(self.site, self.outbox)
         self.outbox.outcome = self.settlement
         self.outbox.seal = Letters(self.site).seal
@@ -244,7 +246,7 @@ class Node:
     def _mint(self) -> Mint:
         """Profile `paper-a` hands out the local device's keys; everything else makes its own."""
         if self._paper_a and (devices := self.neighbourhood.devices()):
-            return DeviceMint(devices[0])
+            return DeviceMint(next(iter(devices.values())))
         return OwnMint(self.entropy, self._clock)
 
     async def _load(self) -> None:
@@ -266,8 +268,7 @@ class Node:
             self.status, self.trace, self.replace_entropy, self.origin.probe
         ).application()
         ControlPages(self).add_to(operators)
-        seen = LocalSource(lambda: self.network, self.status, self.trace, self.route, self.audit_tail)
-        Pages(seen).add_to(operators)
+        Pages(self._page).add_to(operators)
         applications: dict[str, tuple[Application, Render, Bounds]] = {
             "sae": (saes.reply, sae.render, Bounds()),
             "admin": (operators, admin.render, Bounds(grace=peering.BOUNDS.grace)),
@@ -321,6 +322,7 @@ class Node:
         spawn(self._sweep(), "sweep")
         spawn(Holdings(self.admission, self.vault.ledger).run(), "holdings")
         self.neighbourhood.run(self._tasks.start)
+        spawn(self.standing.run(), "devices")
         if self.monitor is not None:
             self.monitor.instruments = self._instruments()
             spawn(self.monitor.instruments.watch(), "lag")
@@ -447,8 +449,7 @@ class Node:
     async def stop(self) -> None:
         """Close the ports, let requests finish, stop the tasks, close the ledger."""
         log.info("node stops", node=self.config.name)
-        if self.monitor is not None and self.monitor.instruments is not None:
-            self.monitor.instruments.draining = True
+        self._draining = True
         await self._stack.aclose()
 
     # ------------------------------------------------------------------ what operators see
@@ -466,12 +467,17 @@ class Node:
                 "grade": self.vault.grade,
                 "warnings": list(self.vault.warnings),
                 "private_keys": self.config.schemes.private_keys,
+                "file": str(self.config.store.file),
+                "broken": self.vault.ledger.engine.broken,
             },
+            "draining": self._draining,
+            "network": self._page.mark(),
             "entropy": self.entropy.status(),
             "nodes_known": self.directory.nodes(),
             "schemes": sorted(self.schemes),
-            "links": [self._link_status(link) for link in self.links.values()],
+            "links": self.standing.links(),
             "silent": self.outbox.silent(),
+            "skew": dict(self.peers.skew),
             "pools": self.origin.pools.summary(),
             "admission": self.admission.summary(),
             "workers": self._workers.summary() if self._workers is not None else None,
@@ -481,21 +487,6 @@ class Node:
             "unfinished": len(await self.vault.ledger.unfinished()),
             "activity": self.activity.summary(),
             "certificates": await certificates({name: each.cert for name, each in self.config.listeners}),
-        }
-
-    def _link_status(self, link: SealedLink) -> dict[str, Any]:
-        level = link.level()
-        trend = self._trends.setdefault(link.peer, Trend())
-        if level is not None:
-            trend.note(time.monotonic(), level)
-        return {
-            "peer": link.peer,
-            "kind": link.kind,
-            "mode": link.mode.value,
-            "level_bits": level,
-            # The level falls and rises between refills; that it falls means something while they fail.
-            "hours_left": trend.hours_left() if level is not None and link.trouble() else None,
-            "trouble": link.trouble(),
         }
 
     async def replace_entropy(self, table: Mapping[str, Any], operator: str) -> Mapping[str, Any]:

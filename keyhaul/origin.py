@@ -267,8 +267,15 @@ class Origin:
         batch.doubted = wait.doubted
         if wait.failed:
             raise Unavailable("the keys could not be delivered to every target", "ask again")
+        first = {hop for way in batch.ways.values() for hop in way[:2]}
+        troubles = [trouble for hop in sorted(first) if (trouble := self._settlement.trouble(hop))]
         raise Unavailable(
-            f"the far end did not confirm the keys within {batch.deadline - batch.created:g} s",
+            ": ".join(
+                [
+                    f"the far end did not confirm the keys within {batch.deadline - batch.created:g} s",
+                    *troubles,
+                ]
+            ),
             "ask again; the keys of this request were voided",
         )
 

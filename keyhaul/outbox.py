@@ -116,6 +116,7 @@ class _Lane:
         self.try_at = 0.0
         self.failed_at = 0.0
         self.waiting = 0
+        self.cause = ""
 
     @asynccontextmanager
     async def place(self, message: Message, payer: Payer, patience: float) -> AsyncIterator[bool]:
@@ -171,9 +172,15 @@ class Outbox:
         """Messages not yet answered, by neighbour."""
         return {peer: lane.waiting for peer, lane in self._lanes.items()}
 
-    def silent(self) -> list[str]:
-        """Neighbours that messages wait for and that did not answer the last attempt."""
-        return sorted(peer for peer, lane in self._lanes.items() if lane.pause and lane.waiting)
+    def silent(self) -> dict[str, str]:
+        """Neighbours that messages wait for and that did not answer the last attempt, and how it failed."""
+        lanes = sorted(self._lanes.items())
+        return {peer: lane.cause for peer, lane in lanes if lane.pause and lane.waiting}
+
+    def trouble(self, peer: str) -> str:
+        """Why the last attempt to send to a neighbour met no answer; empty if it met one."""
+        lane = self._lanes.get(peer)
+        return lane.cause if lane is not None and lane.pause else ""
 
     def heard(self, peer: str) -> None:
         """A neighbour sent something, so messages need not wait for it much longer."""
@@ -244,6 +251,7 @@ class Outbox:
                     answer = await self._peers.post(message)
                 except Unavailable as error:
                     lane.failed(started, self._clock.now())
+                    lane.cause = error.cause
                     log.info("neighbour unreachable", peer=message.peer, cause=error.cause)
                     continue
             lane.worked()

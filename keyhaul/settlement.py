@@ -78,6 +78,10 @@ class Settlement:
         self.concluded: Callable[[Sequence[Row]], None] = lambda rows: None
         """Told, after the commit, which rows of this origin were confirmed or ended."""
 
+    def trouble(self, peer: str) -> str:
+        """Why a neighbour did not answer the last time it was sent something; empty if it did."""
+        return self._outbox.trouble(peer)
+
     # ------------------------------------------------------------------ acknowledgements
 
     async def acknowledge(self, peer: str, acks: Sequence[Ack], opened: Opened | None = None) -> None:

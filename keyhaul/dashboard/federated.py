@@ -14,7 +14,8 @@ from uuid import UUID
 
 import aiohttp
 
-from keyhaul.dashboard.source import Json, summed_up
+from keyhaul.dashboard.source import Json, summed_up, united
+from keyhaul.edge.client import SaeClient
 from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import KeyhaulError, NoRoute, PeerUnreachable, Refused
 from keyhaul.explaining import Avoid
@@ -41,22 +42,38 @@ class SimulatedDevice:
     link: str
 
 
+@dataclass(frozen=True, slots=True)
+class Application:
+    """An SAE of a testbed, with its files; `door` is the SAE port of its node."""
+
+    door: Door
+    node: str
+
+
 @dataclass(slots=True)
 class _Round:
     """What the last round of questions brought, and when."""
 
     at: float = float("-inf")
     snapshot: Json = field(default_factory=dict)
+    network: Json | None = None
 
 
 class FederatedSource:
     """See `dashboard.source.Source`. Use it in one event loop, and `async with`."""
 
-    def __init__(self, nodes: Sequence[Door], devices: Sequence[SimulatedDevice] = ()) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Door],
+        devices: Sequence[SimulatedDevice] = (),
+        applications: Sequence[Application] = (),
+    ) -> None:
         self._nodes = nodes
+        self._applications = applications
         self._devices = {device.door.name: device for device in devices}
         self._contexts: dict[Credentials, ssl.SSLContext] = {}
         self._last = _Round()
+        self._networks: dict[str, Json] = {}
         self._asking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -68,15 +85,36 @@ class FederatedSource:
         await self._session.close()
 
     async def network(self) -> Json:
-        """As the first node that answers has it configured. Raises PeerUnreachable."""
-        return await self._first("dashboard/api/network")
+        """As all nodes that answer have it configured. Raises PeerUnreachable if none ever did."""
+        await self.snapshot()
+        if self._last.network is None:
+            return await self._first("dashboard/api/network")
+        return self._last.network
 
     async def snapshot(self) -> Json:
         async with self._asking:
             if time.monotonic() - self._last.at > FRESH:
                 statuses = await asyncio.gather(*(self._status(node) for node in self._nodes))
-                self._last = _Round(time.monotonic(), summed_up(statuses, time.time()))
+                await self._look_at_networks(statuses)
+                self._last = _Round(time.monotonic(), summed_up(statuses, time.time()), self._last.network)
         return self._last.snapshot
+
+    async def _look_at_networks(self, statuses: Sequence[Json]) -> None:
+        """Ask one node of each configuration that is new for its network."""
+        doors = {node.name: node for node in self._nodes}
+        knowing = {status["network"]: status["name"] for status in statuses if "network" in status}
+        if not knowing or knowing.keys() == self._networks.keys():
+            return
+        networks = {}
+        for mark, name in knowing.items():
+            try:
+                networks[mark] = self._networks.get(mark) or await self._ask(
+                    doors.get(name, self._nodes[0]), "dashboard/api/network"
+                )
+            except KeyhaulError:
+                return  # it went down this very moment; the next round tells
+        self._networks = networks
+        self._last.network = united(list(networks.values()))
 
     async def trace(self, key_id: UUID) -> Sequence[Json]:
         """Rows of all nodes that answer, in the order in which they first had the key."""
@@ -84,6 +122,33 @@ class FederatedSource:
         found = await asyncio.gather(*asked, return_exceptions=True)
         rows = [row for answer in found if not isinstance(answer, BaseException) for row in answer["rows"]]
         return sorted(rows, key=lambda row: row["history"][0]["at"] if row["history"] else row["created"])
+
+    async def send(self, source: str, destination: str) -> Json:
+        """As a person would who sits at both ends; the bits are compared and forgotten."""
+        master, slave = self._application(source), self._application(destination)
+        started = time.monotonic()
+        async with self._client(master) as one, self._client(slave) as other:
+            (key,) = await one.get_key(slave.door.name)
+            took = time.monotonic() - started
+            (same,) = await other.fetch_key(master.door.name, [key.key_id])
+        equal = key.bits.same_as(same.bits)
+        return {
+            "key_ID": str(key.key_id),
+            "master": master.door.name,
+            "slave": slave.door.name,
+            "bits": 8 * len(key.bits),
+            "milliseconds": round(took * 1000, 1),
+            "same_bits": equal,
+        }
+
+    def _application(self, node: str) -> Application:
+        for each in self._applications:
+            if each.node == node:
+                return each
+        raise Refused(f"there is no application at {node} whose key could be used", "choose another node")
+
+    def _client(self, application: Application) -> SaeClient:
+        return SaeClient(application.door.url, self._context(application.door.files))
 
     async def route(self, source: str, destination: str, avoid: Avoid) -> Json:
         named = [item if isinstance(item, str) else "|".join(item) for item in avoid]
@@ -141,7 +206,8 @@ class FederatedSource:
                 body: dict[str, Any] = await answer.json(content_type=None)
                 status = answer.status
         except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError, ValueError) as problem:
-            said = str(problem) or type(problem).__name__
+            slow = isinstance(problem, TimeoutError)
+            said = f"no answer within {PATIENCE:.0f} s" if slow else str(problem) or type(problem).__name__
             raise PeerUnreachable(f"{door.name}: {said}", "see whether it runs") from None
         if status != 200:
             raise Refused(f"{door.name} answered {status}: {body.get('message', 'no reason given')}")
@@ -166,4 +232,7 @@ def of_testbed(state: Mapping[str, Any]) -> FederatedSource:
         )
         for device in state["devices"]
     ]
-    return FederatedSource(nodes, devices)
+    applications = [
+        Application(Door(sae["id"], sae["sae_url"], files(sae)), sae["node"]) for sae in state["saes"]
+    ]
+    return FederatedSource(nodes, devices, applications)

@@ -13,12 +13,13 @@ from uuid import UUID
 
 from cryptography import x509
 
-from keyhaul.dashboard.source import Json, picture, summed_up
+from keyhaul.dashboard.source import Json, mark, picture, summed_up
 from keyhaul.errors import Refused
 from keyhaul.explaining import Avoid
 from keyhaul.routing import Network
 
 TREND = 60.0  # seconds over which the use of a link is measured
+DEVICE_TREND = 600.0  # and of the store of a device, which fills in bursts
 
 
 class LocalSource:
@@ -37,15 +38,30 @@ class LocalSource:
         self._trace = trace
         self._route = route
         self._audit = audit
+        self._drawn: tuple[Network, Json, str] | None = None
 
     async def network(self) -> Json:
-        return picture(self._network())
+        return self._draw()[1]
+
+    def mark(self) -> str:
+        """Another one when the network has become another."""
+        return self._draw()[2]
+
+    def _draw(self) -> tuple[Network, Json, str]:
+        network = self._network()
+        if self._drawn is None or self._drawn[0] is not network:  # a reload makes another object
+            drawn = picture(network)
+            self._drawn = network, drawn, mark(drawn)
+        return self._drawn
 
     async def snapshot(self) -> Json:
         return summed_up([await self._status()], time.time())
 
     async def trace(self, key_id: UUID) -> Sequence[Json]:
         return await self._trace(key_id)
+
+    async def send(self, source: str, destination: str) -> Json:
+        raise Refused("a node asks for no keys of its own", "open the dashboard with --dir of a testbed")
 
     async def route(self, source: str, destination: str, avoid: Avoid) -> Json:
         return await self._route(source, destination, avoid)
@@ -62,23 +78,36 @@ class LocalSource:
 
 
 class Trend:
-    """Levels of one link over the last minute, and when it will be empty. Times in seconds."""
+    """Levels over the last `window` seconds, and when they will be at nothing. Times in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: float = TREND) -> None:
+        self._window = window
         self._seen: deque[tuple[float, int]] = deque()
 
     def note(self, now: float, bits: int) -> None:
         """Remember a level."""
         self._seen.append((now, bits))
-        while self._seen[0][0] < now - TREND:
+        while self._seen[0][0] < now - self._window:
             self._seen.popleft()
 
-    def hours_left(self) -> float | None:
-        """Hours until the link is empty at the rate of the last minute; None while it holds or grows."""
-        (first, before), (last, now) = self._seen[0], self._seen[-1]
-        if last - first < TREND / 2 or now >= before:
+    def rate(self) -> float | None:
+        """Bits a second that came, or went if negative; None while too little is known."""
+        return self._rate_since(0)
+
+    def _rate_since(self, at: int) -> float | None:
+        if not self._seen or self._seen[-1][0] - self._seen[0][0] < self._window / 2:
             return None
-        return now * (last - first) / (before - now) / 3600
+        (first, before), (last, now) = self._seen[at], self._seen[-1]
+        return (now - before) / (last - first) if last > first else None
+
+    def hours_left(self) -> float | None:
+        """Hours until nothing is left at that rate; None while the level holds or grows.
+
+        What fell once and grows since is not on its way to nothing, so the last half has to fall, too.
+        """
+        rates = self._rate_since(0), self._rate_since(len(self._seen) // 2)
+        falling = [rate for rate in rates if rate is not None and rate < 0]
+        return self._seen[-1][1] / -max(falling) / 3600 if len(falling) == len(rates) else None
 
 
 async def certificates(files: Mapping[str, Path]) -> list[dict[str, Any]]:

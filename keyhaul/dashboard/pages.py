@@ -31,6 +31,7 @@ _FILES = {
     "": ("index.html", "text/html"),
     "app.js": ("app.js", "text/javascript"),
     "map.js": ("map.js", "text/javascript"),
+    "states.js": ("states.js", "text/javascript"),
     "panels.js": ("panels.js", "text/javascript"),
     "style.css": ("style.css", "text/css"),
 }
@@ -67,6 +68,7 @@ class Pages:
         router.add_get(PREFIX + "/api/route", self.route, allow_head=False)
         router.add_get(PREFIX + "/api/audit", self.audit, allow_head=False)
         router.add_get(PREFIX + "/api/keys/{key_id}", self.trace, allow_head=False)
+        router.add_post(PREFIX + "/api/keys", self.send)
         router.add_get(PREFIX + "/api/devices", self.devices, allow_head=False)
         router.add_put(PREFIX + "/api/devices/{device}", self.turn)
         application.on_shutdown.append(self._close)
@@ -98,7 +100,10 @@ class Pages:
         return _json(await self._source.snapshot())
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Snapshots as server-sent events, one a second, until the reader or the port goes."""
+        """Server-sent events until the reader or the port goes: a snapshot a second.
+
+        Before the first one, and whenever it has become another, an event `network`.
+        """
         if self._watchers >= MAX_WATCHERS:
             busy = Refused("too many pages are open", "close one")
             busy.status = 503
@@ -108,15 +113,25 @@ class Pages:
         try:
             await answer.prepare(request)
             with contextlib.suppress(ConnectionError):
+                shown = b""
                 while not self._closing.is_set():
-                    await answer.write(
-                        b"data: " + msgspec.json.encode(await self._source.snapshot()) + b"\n\n"
-                    )
+                    snapshot = await self._source.snapshot()
+                    network = await self._network()
+                    if network not in (b"", shown):
+                        await answer.write(b"event: network\ndata: " + network + b"\n\n")
+                        shown = network
+                    await answer.write(b"data: " + msgspec.json.encode(snapshot) + b"\n\n")
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._closing.wait(), self._every)
         finally:
             self._watchers -= 1
         return answer
+
+    async def _network(self) -> bytes:
+        """The network as JSON; nothing while nobody can tell it."""
+        with contextlib.suppress(KeyhaulError):
+            return msgspec.json.encode(await self._source.network())
+        return b""
 
     async def route(self, request: web.Request) -> web.Response:
         """`?from=a&to=b&avoid=c&avoid=d|e`: the way from a to b without node c and link d-e."""
@@ -141,6 +156,15 @@ class Pages:
             raise Malformed("the key id is not a UUID", "copy it from the answer of enc_keys") from None
         rows = await self._source.trace(key_id)
         return _json({"key_ID": str(key_id), "rows": rows})
+
+    async def send(self, request: web.Request) -> web.Response:
+        """`{"from": a, "to": b}`: one key between applications of two nodes, in a testbed."""
+        try:
+            ends = msgspec.json.decode(await _body(request), type=dict[str, str])
+            source, destination = ends["from"], ends["to"]
+        except (msgspec.MsgspecError, RecursionError, KeyError):
+            raise Malformed("the body does not name two nodes", 'send {"from": "a", "to": "b"}') from None
+        return _json(await self._source.send(source, destination))
 
     async def devices(self, request: web.Request) -> web.Response:
         """Simulated devices and their knobs."""

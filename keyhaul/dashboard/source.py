@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
+
+import msgspec
 
 from keyhaul.dashboard.arrange import arrange
 from keyhaul.dashboard.faults import faults
@@ -25,6 +28,9 @@ class Source(Protocol):
 
     async def trace(self, key_id: UUID) -> Sequence[Json]:
         """Rows of one key, on every node asked."""
+
+    async def send(self, source: str, destination: str) -> Json:
+        """One key between the applications at two nodes, fetched at once. Raises Refused outside testbeds."""
 
     async def route(self, source: str, destination: str, avoid: Avoid) -> Json:
         """The way between two nodes or applications without some nodes and links, and why."""
@@ -56,6 +62,28 @@ def picture(network: Network) -> dict[str, Any]:
         ],
         "links": [{"a": edge.a, "b": edge.b, "kind": edge.kind, "mode": edge.mode} for edge in links],
     }
+
+
+def united(pictures: Sequence[Json]) -> Json:
+    """One picture of many, where configurations differ: all that any of them knows, placed anew."""
+    if len(pictures) == 1:
+        return pictures[0]
+    nodes = {node["name"]: node for each in reversed(pictures) for node in each["nodes"]}
+    links = {
+        tuple(sorted((link["a"], link["b"]))): link for each in reversed(pictures) for link in each["links"]
+    }
+    places = arrange(nodes, links)
+    return {
+        "nodes": [
+            {**node, "x": places[name][0], "y": places[name][1]} for name, node in sorted(nodes.items())
+        ],
+        "links": [links[ends] for ends in sorted(links)],
+    }
+
+
+def mark(drawn: Json) -> str:
+    """A short name for a picture: two that differ have different ones."""
+    return hashlib.sha256(msgspec.json.encode(drawn)).hexdigest()[:16]
 
 
 def explained(network: Network, source: str, destination: str, avoid: Avoid) -> dict[str, Any]:

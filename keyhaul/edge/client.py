@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -213,9 +216,19 @@ def _error(status: int, retry_after: str, content: bytes) -> KeyhaulError:
     if status == 503:
         kind = InsufficientKey if "key_bits_available" in details else Unavailable
         busy: KeyhaulError = kind(cause, remedy, **details)
-        busy.retry_after = int(retry_after) if retry_after.isascii() and retry_after.isdecimal() else None
+        busy.retry_after = seconds_until(retry_after)
         return busy
     return Malformed(f"the node answered {status}: {cause}", remedy or _NOT_014, **details)
+
+
+def seconds_until(retry_after: str) -> int | None:
+    """Seconds until then: Retry-After is a number or a date (RFC 9110 clause 10.2.3); None if neither."""
+    if retry_after.isascii() and retry_after.isdecimal():
+        return int(retry_after[:9])
+    try:
+        return max(0, math.ceil(parsedate_to_datetime(retry_after).timestamp() - time.time()))
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _words(said: Refusal, status: int) -> tuple[str, str]:

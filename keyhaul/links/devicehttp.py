@@ -116,18 +116,32 @@ def _lost(error: Exception, url: str) -> Exception:
     if isinstance(error, aiohttp.ClientConnectorCertificateError) or isinstance(
         tls, ssl.SSLCertVerificationError
     ):
+        why = f" ({tls.strerror or tls})" if isinstance(tls, ssl.SSLCertVerificationError) else ""
         return PeerUnreachable(
-            f"the certificate of the device at {url} is not one we trust",
+            f"the certificate of the device at {url} is not one we trust{why}",
             "check its CA and host name in the link's configuration",
         )
     if isinstance(error, aiohttp.ClientSSLError) or isinstance(tls, ssl.SSLError):
+        why = f": {tls.strerror or tls}" if isinstance(tls, ssl.SSLError) else ""
         return Unauthorized(
-            f"the TLS handshake with the device at {url} failed",
+            f"the TLS handshake with the device at {url} failed{why}",
             "check that the device trusts the CA of our certificate and speaks TLS 1.2 or newer",
         )
     if isinstance(error, aiohttp.InvalidURL):
         return PeerUnreachable(f"{url} is not a URL", "correct it in the link's configuration")
-    return Lost(f"no answer from the device at {url} ({type(error).__name__})")
+    return Lost(f"no answer from the device at {url} ({_words(error)})")
+
+
+def _words(error: Exception) -> str:
+    """What happened to a connection."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name does not resolve"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        refused = isinstance(error.os_error, ConnectionRefusedError)
+        return "connection refused" if refused else error.strerror or "no connection"
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
+        return "it hung up"
+    return type(error).__name__
 
 
 def _seconds(value: str) -> int | None:

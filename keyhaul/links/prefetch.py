@@ -123,6 +123,11 @@ class DeviceKeys:
         """Bits ready for sending."""
         return len(self.supply) * self.key_bytes * 8
 
+    @property
+    def offered(self) -> int:
+        """Keys drawn here that the neighbour does not hold yet."""
+        return len(self._offered)
+
     # --- sending
 
     async def take(

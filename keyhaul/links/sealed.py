@@ -28,6 +28,8 @@ from keyhaul.rounds import NOBODY, Payer
 
 REPLAY_WINDOW = 8192  # messages a neighbour may have in flight before the oldest claims are pruned
 SEQUENCE_BLOCK = 1024
+DOUBTS = 120.0  # seconds for which a message that could not be opened is told of
+MOST_DOUBTS = 100  # of which that many are counted
 _SEQUENCE = "sequence"
 
 
@@ -109,6 +111,7 @@ class SealedLink:
         self._own_keys = own_keys
         self._device = device
         self._suite = suite
+        self._doubts: deque[float] = deque(maxlen=MOST_DOUBTS)  # when messages could not be opened
         self._next = self._limit = 0
         self._peer_epoch = b""  # what it said last in this run
         self._numbering = asyncio.Lock()
@@ -132,6 +135,11 @@ class SealedLink:
         """Bits of device key ready for sending; None on a `pqc` link."""
         return None if self._device is None else self._device.level()
 
+    def unopened(self) -> int:
+        """Messages of the last minutes (`DOUBTS`) that the neighbour could not open."""
+        since = self._clock.now() - DOUBTS
+        return sum(moment >= since for moment in self._doubts)
+
     def trouble(self) -> str:
         """Why the last refill of one-time or device keys failed; empty when it worked."""
         return self._peer_keys.trouble or ("" if self._device is None else self._device.supply.trouble)
@@ -144,6 +152,7 @@ class SealedLink:
             "device_bits": None if device is None else device.level(),
             "drawn": 0 if device is None else device.drawn,
             "lost": 0 if device is None else device.lost,
+            "offered": 0 if device is None else device.offered,
             "trouble": self.trouble(),
         }
 
@@ -211,6 +220,7 @@ class SealedLink:
 
     def doubt(self) -> None:
         """See ports.Link."""
+        self._doubts.append(self._clock.now())
         if self._device is not None and self._device.ahead:
             self._device.doubt()
 

@@ -32,12 +32,17 @@ def reasons(reading: Mapping[str, Any], now: float) -> list[str]:
 
 def warnings(reading: Mapping[str, Any], now: float) -> list[str]:
     """What is wrong, and stops nothing yet."""
-    found = [f"neighbour {peer} does not answer" for peer in reading["silent"]]
+    found = [f"neighbour {peer} does not answer: {cause}" for peer, cause in reading["silent"].items()]
     found += [
         f"the link to {peer} is not refilled: {supplies['trouble']}"
         for peer, supplies in reading["supplies"].items()
         if supplies["trouble"]
     ]
+    for link in reading["links"]:
+        if trouble := (link["device"] or {}).get("trouble"):
+            found.append(f"the device towards {link['peer']} cannot be used: {trouble}")
+        if link["unopened"]:
+            found.append(f"{link['peer']} cannot open {link['unopened']} messages: the devices may disagree")
     if reading["entropy"]["state"] in ("reduced", "degraded"):
         found.append(f"entropy is {reading['entropy']['state']}")
     for use, moment in reading["expiry"].items():

@@ -38,7 +38,6 @@ class Instruments:
     ledger: SqlcipherLedger
     activity: Activity
     certificates: Mapping[str, Path]
-    draining: bool = False
     lag: float = field(default=0.0, init=False)
 
     async def reading(self) -> dict[str, Any]:
@@ -62,7 +61,6 @@ class Instruments:
                 "failures": engine.failures,
                 "broken": engine.broken,
             },
-            "draining": self.draining,
             "lag": self.lag,
             **await asyncio.to_thread(self._files),
         }

@@ -146,6 +146,20 @@ def _links(reading: Reading) -> Iterator[Metric]:
     drawn = _labelled(CounterMetricFamily, "device_keys_drawn", "Keys taken from a device.", "peer")
     lost = _labelled(CounterMetricFamily, "device_keys_lost", "Keys the far device never had.", "peer")
     trouble = _labelled(GaugeMetricFamily, "link_trouble", "1 while a link is not refilled.", "peer")
+    unopened = _labelled(
+        GaugeMetricFamily,
+        "link_unopened_messages",
+        "Not opened by the neighbour in the last two minutes.",
+        "peer",
+    )
+    up = _labelled(GaugeMetricFamily, "device_up", "1 while the device answers.", "peer")
+    stored = _labelled(GaugeMetricFamily, "device_stored_bits", "What the device says it has.", "peer")
+    for link in reading["links"]:
+        unopened.add_metric([link["peer"]], link["unopened"])
+        if (device := link["device"]) is not None:
+            up.add_metric([link["peer"]], float(not device["trouble"]))
+            if device["stored_bits"] is not None:
+                stored.add_metric([link["peer"]], device["stored_bits"])
     for peer, supplies in reading["supplies"].items():
         one_time.add_metric([peer], supplies["one_time_keys"])
         trouble.add_metric([peer], float(bool(supplies["trouble"])))
@@ -153,7 +167,7 @@ def _links(reading: Reading) -> Iterator[Metric]:
             bits.add_metric([peer], supplies["device_bits"])
             drawn.add_metric([peer], supplies["drawn"])
             lost.add_metric([peer], supplies["lost"])
-    yield from (bits, one_time, drawn, lost, trouble)
+    yield from (bits, one_time, drawn, lost, trouble, unopened, up, stored)
 
 
 def _admission(admission: Reading) -> Iterator[Metric]:

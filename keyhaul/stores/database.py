@@ -116,6 +116,18 @@ def connect(path: Path, page_key: Secret, *, writes: bool) -> Connection:
     return connection
 
 
+def readable(path: Path, page_key: Secret) -> None:
+    """Read the first page of a store that nobody has open, and leave all as it is. Raises SealError."""
+    try:
+        connection = keyed(path, page_key, "ro&immutable=1")
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        finally:
+            connection.close()
+    except DatabaseError as error:
+        raise refusal(path, error) from None
+
+
 def keyed(path: Path, page_key: Secret, mode: str) -> Connection:
     """A bare connection with its key set; `mode` is `ro`, `rw` or `rwc` of SQLite's URI file names."""
     connection = sqlcipher.connect(

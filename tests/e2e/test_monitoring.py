@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import signal
+import subprocess
 import urllib.parse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.e2e
 
 PACKAGING = Path(__file__).parents[2] / "packaging" / "monitoring"
 PROMETHEUS = shutil.which("prometheus")
+PROMTOOL = shutil.which("promtool")
 SETTINGS = {"monitor": {"listen": "127.0.0.1:0"}, "audit": {"file": "audit.log"}}
 
 
@@ -65,6 +67,61 @@ def test_health_follows_the_life_of_a_node(tmp_path: Path) -> None:
             assert "keyhaul_audit_trouble 1.0" in page
 
     asyncio.run(scene())
+
+
+# What makes each alert ring: series by the minute, in promtool's notation.
+RINGS = {
+    "KeyhaulDown": {'up{job="keyhaul"}': "0x20"},
+    "KeyhaulNotReady": {"keyhaul_ready": "0x20"},
+    "KeyhaulRequestsFail": {
+        'keyhaul_requests_total{port="sae",code="503"}': "0+1x20",
+        'keyhaul_requests_total{port="sae",code="200"}': "0+9x20",
+    },
+    "KeyhaulOverloaded": {'keyhaul_admission_refused_total{reason="queue"}': "0+1x20"},
+    "KeyhaulNeighbourSilent": {'keyhaul_neighbour_silent{peer="b"}': "1x20"},
+    "KeyhaulLinkNotRefilled": {'keyhaul_link_trouble{peer="b"}': "1x20"},
+    "KeyhaulDeviceDown": {'keyhaul_device_up{peer="b"}': "0x20"},
+    "KeyhaulDeviceEmpty": {'keyhaul_device_stored_bits{peer="b"}': "0x20"},
+    "KeyhaulDevicesDisagree": {'keyhaul_link_unopened_messages{peer="b"}': "3x20"},
+    "KeyhaulDeviceKeysLow": {'keyhaul_link_device_bits{peer="b"}': "256x20"},
+    "KeyhaulDeviceKeysLost": {'keyhaul_device_keys_lost_total{peer="b"}': "0+1x20"},
+    "KeyhaulIntegrityFailure": {'keyhaul_integrity_failures_total{where="envelope"}': "0+1x20"},
+    "KeyhaulCertificateEnds": {'keyhaul_certificate_expiry_timestamp_seconds{use="sae"}': "1000000x20"},
+    "KeyhaulClockSkew": {'keyhaul_clock_skew_seconds{peer="b"}': "-40x20"},
+    "KeyhaulStoreFails": {"keyhaul_store_failures_total": "0+1x20"},
+    "KeyhaulEntropy": {'keyhaul_entropy_state{state="closed"}': "1x20"},
+    "KeyhaulAuditLog": {"keyhaul_audit_trouble": "1x20"},
+    "KeyhaulSlow": {"keyhaul_event_loop_lag_seconds": "2x20"},
+}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="needs promtool: scripts/install-debian-packages.sh monitoring")
+def test_each_alert_rings_for_what_it_is_there_for_and_no_other_does(tmp_path: Path) -> None:
+    rules = PACKAGING / "alerts.yml"
+    alerts = {rule["alert"] for rule in yaml.safe_load(rules.read_text())["groups"][0]["rules"]}
+    assert alerts == RINGS.keys()
+    firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": firing,
+                    "eval_time": "15m",
+                    "exp_samples": [{"labels": f'{{alertname="{alert}"}}', "value": 1}],
+                }
+            ],
+        }
+        for alert, series in RINGS.items()
+    ]
+    file = tmp_path / "rings.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(rules)], "tests": tests}))
+    assert PROMTOOL is not None
+    checked = subprocess.run(
+        [PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.skipif(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from keyhaul.dashboard.arrange import IN_ONE_ROW, arrange
 from keyhaul.dashboard.faults import DAYS_TO_RENEW, faults
 from keyhaul.dashboard.local import TREND, Trend, certificates
-from keyhaul.dashboard.source import explained, picture, summed_up
+from keyhaul.dashboard.source import explained, mark, picture, summed_up, united
 from keyhaul.pki import Pki
 from keyhaul.routing import Edge, Network
 
@@ -97,12 +97,21 @@ def status(name: str = "a", **parts: Any) -> dict[str, Any]:
     good: dict[str, Any] = {
         "name": name,
         "links": [{"peer": "b", "level_bits": 4096, "hours_left": None, "trouble": ""}],
-        "silent": [],
+        "silent": {},
         "store": {"kind": "tpm", "grade": "hardware", "warnings": []},
         "entropy": {"sources": [{"name": "os", "state": "good", "last_cause": ""}]},
         "certificates": [{"port": "sae", "file": "sae.pem", "days_left": 200.0}],
     }
     return good | parts
+
+
+def link(**parts: Any) -> dict[str, Any]:
+    good = {"peer": "b", "level_bits": 4096, "hours_left": None, "trouble": "", "unopened": 0}
+    return {**good, "offered_keys": 0, "device": None, **parts}
+
+
+def device(**parts: Any) -> dict[str, Any]:
+    return {"stored_bits": 8192, "bits_per_second": None, "trouble": "", **parts}
 
 
 def test_a_node_that_is_well_has_no_faults() -> None:
@@ -114,7 +123,7 @@ def test_a_node_that_is_well_has_no_faults() -> None:
     ("parts", "severity", "where", "words"),
     [
         ({"unreachable": "connection refused"}, "error", ("a",), "connection refused"),
-        ({"silent": ["b"]}, "error", ("a", "b"), "b does not answer a"),
+        ({"silent": {"b": "timed out"}}, "error", ("a", "b"), "b does not answer a: messages wait"),
         (
             {"links": [{"peer": "b", "level_bits": 0, "trouble": "the device says 503"}]},
             "error",
@@ -141,6 +150,56 @@ def test_a_node_that_is_well_has_no_faults() -> None:
         ),
         ({"certificates": [{"port": "sae", "file": "f", "days_left": -2.0}]}, "error", ("a",), "expired"),
         (
+            {"certificates": [{"port": "sae", "file": "f", "days_left": 0.5}]},
+            "error",
+            ("a",),
+            "expires in 12 h",
+        ),
+        (
+            {"links": [link(unopened=3, level_bits=0)]},
+            "error",
+            ("a", "b"),
+            "two devices hand out different bits",
+        ),
+        (
+            {"links": [link(device=device(trouble="refused"))]},
+            "warning",
+            ("a", "b"),
+            "cannot be used: refused",
+        ),
+        ({"links": [link(device=device(stored_bits=0))]}, "warning", ("a", "b"), "device at a stores no key"),
+        (
+            {"links": [link(level_bits=0, device=device(stored_bits=0))]},
+            "error",
+            ("a", "b"),
+            "no key bits ready, so keys over it wait or fail with 503: the device at a stores no key",
+        ),
+        (
+            {"links": [link(level_bits=0, offered_keys=7)]},
+            "error",
+            ("a", "b"),
+            "does not have the 7 keys yet",
+        ),
+        (
+            {"links": [link(level_bits=None, trouble="b: connection refused")]},
+            "warning",
+            ("a", "b"),
+            "no new one-time keys come",
+        ),
+        ({"links": [link(hours_left=3.0)]}, "warning", ("a", "b"), "its store is empty in 3.0 h"),
+        ({"skew": {"b": -20.0}}, "warning", ("a", "b"), "clock of b is 20 s behind that of a"),
+        ({"skew": {"b": 400.0}}, "error", ("a", "b"), "clock of b is 7 min ahead of that of a"),
+        (
+            {"store": {"kind": "tpm", "grade": "hardware", "warnings": [], "broken": True, "file": "/v/s"}},
+            "error",
+            ("a",),
+            "its disk is full, or fails",
+        ),
+        ({"audit": {"trouble": "full", "required": True}}, "error", ("a",), "without it no key is given"),
+        ({"audit": {"trouble": "full", "required": False}}, "warning", ("a",), "audit log cannot be written"),
+        ({"workers": {"restarts": 3, "running": []}}, "error", ("a",), "no worker of the SAE port"),
+        ({"draining": True}, "warning", ("a",), "is stopping"),
+        (
             {"certificates": [{"port": "sae", "file": "f", "days_left": DAYS_TO_RENEW - 1.0}]},
             "warning",
             ("a",),
@@ -161,6 +220,7 @@ def test_every_fault_has_words_a_place_and_a_next_step(
     assert (fault.severity, fault.where) == (severity, where)
     assert words in fault.what
     assert fault.next_step
+    assert 0 < len(fault.short) < 18, "it stands on the map"
 
 
 def test_both_ends_of_a_dry_link_are_one_fault_and_notices_are_gathered() -> None:
@@ -176,6 +236,38 @@ def test_both_ends_of_a_dry_link_are_one_fault_and_notices_are_gathered() -> Non
         ("error", {"a", "b"}),
         ("notice", {"a", "b"}),
     ]
+
+
+def test_what_only_follows_from_a_node_that_is_down_is_not_named() -> None:
+    waiting = {"silent": {"b": "connection refused"}, "skew": {"b": 99.0}}
+    (fault,) = faults([status("a", **waiting), {"name": "b", "unreachable": "connection refused"}])
+    assert (fault.where, fault.short) == (("b",), "no answer")
+
+
+def test_a_link_that_one_end_finds_worse_is_as_bad_as_that() -> None:
+    here, there = link(peer="b", level_bits=0), link(peer="a", level_bits=0)
+    found = faults([status("a", skew={"b": 9.0}), status("b", skew={"a": -90.0})])
+    assert [(fault.severity, fault.short) for fault in found] == [("error", "clocks differ")]
+    assert len(faults([status("a", links=[here]), status("b", links=[there])])) == 1
+
+
+def test_nodes_that_are_configured_with_another_network_are_named() -> None:
+    views = {"a": "1", "b": "1", "c": "2"}
+    (fault,) = faults([status(name, links=[], network=view) for name, view in views.items()])
+    assert (fault.severity, fault.where) == ("notice", ("c",))
+    assert "a, b" in fault.what
+
+
+def test_pictures_of_nodes_that_differ_become_one() -> None:
+    edges = [Edge("a", "b", "qkd"), Edge("b", "c", "pqc")]
+    one = picture(Network({"a": "sim", "b": "sim"}, edges[:1], {"sae-a": "a"}))
+    two = picture(Network(dict.fromkeys("abc", "sim"), edges, {"sae-a": "a", "sae-c": "c"}))
+    both = united([one, two])
+    assert [node["name"] for node in both["nodes"]] == ["a", "b", "c"]
+    assert [(each["a"], each["b"]) for each in both["links"]] == [("a", "b"), ("b", "c")]
+    assert united([one]) == one
+    assert len({mark(each) for each in (one, two, both)}) >= 2
+    assert mark(one) == mark(picture(Network({"a": "sim", "b": "sim"}, edges[:1], {"sae-a": "a"})))
 
 
 def test_a_snapshot_is_statuses_by_name_and_faults_in_json() -> None:
@@ -206,6 +298,15 @@ def test_a_link_that_holds_or_is_hardly_known_says_nothing() -> None:
     for second in range(200):
         steady.note(float(second), 100)
     assert steady.hours_left() is None
+
+
+def test_what_fell_once_and_grows_since_is_not_running_empty() -> None:
+    trend = Trend(600.0)
+    trend.note(0.0, 500_000)
+    for second in range(5, 600, 5):
+        trend.note(float(second), 300 * second)
+    assert trend.hours_left() is None
+    assert trend.rate() is not None
 
 
 def test_certificates_tell_their_days_and_a_missing_file_counts_as_expired(tmp_path: Path) -> None:

@@ -49,7 +49,11 @@ def reading(**changes: Any) -> dict[str, Any]:
         "hop_seconds": {"derio": (7, 0.7)},
         "peers": ["derio"],
         "outbox": {"derio": 2},
-        "silent": [],
+        "silent": {},
+        "links": [
+            {"peer": "derio", "unopened": 0, "device": {"stored_bits": 4096, "trouble": ""}},
+            {"peer": "pqc", "unopened": 0, "device": None},
+        ],
         "skew": {"derio": -2.5},
         "supplies": {
             "derio": {"one_time_keys": 96, "device_bits": 512, "drawn": 9, "lost": 1, "trouble": ""},
@@ -160,8 +164,12 @@ def test_each_reason_not_to_be_ready_is_said_alone(words: str) -> None:
 
 
 WARNINGS = {
-    "neighbour derio does not answer": {"silent": ["derio"]},
+    "neighbour derio does not answer: connection refused": {"silent": {"derio": "connection refused"}},
     "not refilled: dry": {"supplies": {"derio": {"trouble": "dry"}}},
+    "device towards derio cannot be used: off": {
+        "links": [{"peer": "derio", "unopened": 0, "device": {"stored_bits": None, "trouble": "off"}}]
+    },
+    "the devices may disagree": {"links": [{"peer": "derio", "unopened": 3, "device": None}]},
     "entropy is degraded": {"entropy": {"state": "degraded"}},
     "ends in 5 days": {"expiry": {"sae": NOW + 5 * 86_400 + 60}},
     "audit log": {"audit": {"required": False, "trouble": "full"}},

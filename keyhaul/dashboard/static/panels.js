@@ -21,22 +21,32 @@ export function facts(pairs) {
   return list;
 }
 
+// Rows of a table; cells that say the same as before are left alone. The first cell of a row is its header.
 export function fill(body, rows) {
-  body.replaceChildren(...rows.map((cells) => {
-    const row = element("tr");
-    row.append(...cells.map((cell) => {
-      if (cell instanceof Node) { const box = element("td"); box.append(cell); return box; }
-      return element("td", String(cell));
-    }));
-    return row;
-  }));
+  while (body.rows.length > rows.length) body.deleteRow(-1);
+  rows.forEach((cells, at) => {
+    const row = body.rows[at] || body.appendChild(element("tr"));
+    cells.forEach((cell, column) => {
+      const box = row.cells[column] || row.appendChild(column ? element("td") : element("th", "", { scope: "row" }));
+      if (cell instanceof Node) box.replaceChildren(cell);
+      else if (box.textContent !== String(cell)) box.textContent = String(cell);
+    });
+    while (row.cells.length > cells.length) row.deleteCell(-1);
+  });
+}
+
+// As a sentence begins, but names stay as they are.
+function began({ where, what }) {
+  return where.some((name) => what.startsWith(name)) ? what : what[0].toUpperCase() + what.slice(1);
 }
 
 export function showFaults(list, faults) {
+  const marks = { error: "Fault", warning: "Warning", notice: "Note" };
   const items = faults.map((fault) => {
     const item = element("li", "", { class: fault.severity });
     item.append(
-      element("strong", `${fault.where.length > 2 ? fault.where.join(", ") : fault.where.join(" – ")}: ${fault.what}`),
+      element("b", `${marks[fault.severity]} · ${fault.where.length > 2 ? fault.where.join(", ") : fault.where.join(" – ")}`),
+      element("strong", `${began(fault)}.`),
       element("span", `Next: ${fault.next_step}.`),
     );
     return item;
@@ -54,14 +64,20 @@ export function showTrace(box, rows, keyId) {
     return;
   }
   const start = Math.min(...rows.map((row) => row.created));
+  const whole = Math.max(0.001, ...rows.flatMap((row) => row.history.map((step) => step.at - start)));
   const first = rows[0];
   const list = element("ol", "", { class: "timeline" });
   for (const row of rows) {
     const bad = ["failed", "voided", "expired"].includes(row.state);
     const item = element("li", "", { class: bad ? "bad" : "" });
     item.append(element("b", row.node), element("span", row.state));
+    const times = [row.created, ...row.history.map((step) => step.at)].map((time) => (time - start) / whole);
+    const bar = element("div", "", { class: "bar", "aria-hidden": "true" });
+    bar.append(element("i"));
+    bar.firstChild.style.left = `${Math.min(...times) * 100}%`;
+    bar.firstChild.style.width = `${Math.max(0.7, (Math.max(...times) - Math.min(...times)) * 100)}%`;
     const steps = row.history.map((step) => `${step.state} after ${((step.at - start) * 1000).toFixed(0)} ms`);
-    item.append(element("div", steps.join(", ")));
+    item.append(bar, element("div", steps.join(", ")));
     list.append(item);
   }
   const trust = Object.entries(first.trust || {}).map(([name, value]) => `${name}: ${value}`).join(", ");

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
+import time
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from aiohttp import web
 
-from keyhaul.edge.client import SaeClient
+from keyhaul.edge.client import SaeClient, seconds_until
 from keyhaul.edge.sae import render
 from keyhaul.edge.server import Bounds, Port, bind
 from keyhaul.edge.tls import Policy, server_context
@@ -104,6 +106,13 @@ def test_client_waits_for_key_while_its_patience_lasts(cast: Cast) -> None:
         return len(keys), kernel.calls
 
     assert asyncio.run(story()) == (1, 3)
+
+
+def test_a_time_to_come_back_is_a_number_or_a_date() -> None:
+    soon = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 28 <= (seconds_until(soon) or 0) <= 31
+    assert seconds_until(email.utils.formatdate(0, usegmt=True)) == 0
+    assert [seconds_until(text) for text in ("7", "", "soon", "-3", "²")] == [7, None, None, None, None]
 
 
 class Never(Kernel):
