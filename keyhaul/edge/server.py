@@ -90,7 +90,9 @@ class Port:
         self.bounds = bounds or Bounds()
         self._tls = tls
         self._application = application
-        self.direct = not isinstance(application, web.Application)
+        self.direct = not isinstance(application, web.Application) and all(
+            hasattr(web.RequestHandler, name) for name in _REACHED
+        )
         self._runner: web.BaseRunner | None = None
         self._acceptors: list[Acceptor] = []
         self.traffic = Traffic()
@@ -223,6 +225,21 @@ class Port:
             error, response.status, connection.caller, request.method, request.rel_url.raw_path
         )
         return response
+
+
+_REACHED = (  # what Connection uses of aiohttp's own; a release without one of them reads every head by itself
+    "_drain_helper",
+    "_handler_waiter",
+    "_keepalive_timeout",
+    "_messages",
+    "_next_keepalive_close_time",
+    "_pause_transport_reading",
+    "_paused",
+    "_process_keepalive",
+    "_request_in_progress",
+    "_resume_transport_reading",
+    "_waiter",
+)
 
 
 class Connection(web.RequestHandler):

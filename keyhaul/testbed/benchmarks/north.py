@@ -1,4 +1,5 @@
-"""The application's port under load, beside a handler that does nothing behind the same TLS.
+"""The application's port under load, beside a handler that does nothing behind the same TLS: aiohttp's, and
+one behind keyhaul's own port.
 
 * enc_keys and dec_keys for keys that are in the store already, two SAEs at one node and a pair across a link;
   the pool is filled first and then no longer refilled, so that serving alone is measured, and once more with
@@ -132,21 +133,24 @@ async def _check_stock(on: Stage, slave: str) -> None:
 
 async def _flood(on: Stage, target: dict[str, Any], slices: _Slices) -> dict[str, Any]:
     bare = {**target, "url": on.bare_url, "pid": on.bare.pid, "endless": True, "keep": False}
+    own = {**bare, "url": on.own_url}
     task = {"kind": "flood", "connections": CONNECTIONS, "rounds": slices.rounds, "seconds": slices.seconds}
-    return await load({**task, "most": slices.requests, "targets": [target, bare]})
+    return await load({**task, "most": slices.requests, "targets": [target, bare, own]})
 
 
 def _rates(report: Report, what: str, found: dict[str, Any], least: float | None) -> None:
     """Rates, their ratio slice by slice, and the processor time a request costs the server."""
-    ours, bare = (target["slices"][1:] for target in found["targets"])
-    pairs = list(zip(ours, bare, strict=False))
+    ours, bare, own = (target["slices"][1:] for target in found["targets"])
+    pairs = list(zip(ours, bare, own, strict=False))
     requests = sum(each["requests"] for each in ours)
     note = f"{requests} requests, {CONNECTIONS} connections"
     if not pairs:
         raise Unavailable(f"{what}: no slice was answered", "see the node's log")
     report.add(what, [each["rate"] for each in ours], "/s", note=note)
     report.add("  empty handler beside it", [each["rate"] for each in bare], "/s")
-    report.add("  ratio", [a["rate"] / b["rate"] for a, b in pairs], "x", least=least)
+    report.add("  ratio", [a["rate"] / b["rate"] for a, b, _ in pairs], "x", least=least)
+    report.add("  empty function behind the same port", [each["rate"] for each in own], "/s")
+    report.add("  ratio to that", [a["rate"] / c["rate"] for a, _, c in pairs], "x")
     report.add("  median latency", [1000 * each["p50"] for each in ours], "ms")
     report.add("  processor time a request, node", [1e6 * each["server"] for each in ours], "us")
     report.add("  processor time a request, empty", [1e6 * each["server"] for each in bare], "us")

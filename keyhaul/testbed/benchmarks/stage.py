@@ -42,10 +42,11 @@ class WatchedTestbed(Testbed):
 class Stage:
     """A running testbed with a bare server beside it."""
 
-    def __init__(self, testbed: Testbed, bare: Process, bare_url: str) -> None:
+    def __init__(self, testbed: Testbed, bare: Process, bare_url: str, own_url: str) -> None:
         self.testbed = testbed
         self.bare = bare
         self.bare_url = bare_url
+        self.own_url = own_url
         state = testbed.state()
         self._traffic = Traffic(int(node["node_url"].rpartition(":")[2]) for node in state["nodes"])
         self.saes: dict[str, dict[str, str]] = {
@@ -170,8 +171,8 @@ async def stage(
             await bare.start()
             try:
                 await bare.until_ready(START_PATIENCE)
-                url = json.loads(ready.read_text())["url"]
-                yield Stage(testbed, bare, url)
+                urls = json.loads(ready.read_text())
+                yield Stage(testbed, bare, urls["url"], urls["own"])
             finally:
                 await bare.stop()
 
