@@ -27,7 +27,7 @@ from keyhaul.control import (
     encode_stamps,
 )
 from keyhaul.errors import KeyhaulError, Malformed, Unavailable
-from keyhaul.pairing import Pairing
+from keyhaul.pairing import ANEW, Pairing
 from keyhaul.ports import Clock, Ledger
 from keyhaul.signs import Sign
 
@@ -192,6 +192,8 @@ class Gossip:
             async with self._ledger.edit() as change:
                 for known in learned:
                     change.put(SPACE, known.descriptor.node, msgspec.msgpack.encode(known.record))
+                    if self._pairing.anew(known):  # after a restart nothing else would tell
+                        change.put(ANEW, known.descriptor.node, b"")
         if bad is not None:
             raise bad
 

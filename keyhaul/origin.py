@@ -30,6 +30,7 @@ from keyhaul.errors import (
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
 from keyhaul.messages.etsi014 import LABELS, SCHEME, Delivered, Order, Standing
 from keyhaul.minting import MATES, Mint
+from keyhaul.pairing import ANEW
 from keyhaul.pools import MAX_BATCH, Pools, Rules
 from keyhaul.ports import Spawn
 from keyhaul.promise import Ask, choose_scheme
@@ -97,8 +98,12 @@ class Origin:
         site.pairing.restored = self._restored
 
     async def start(self) -> None:
-        """Keys confirmed in earlier runs and never handed out are ready."""
-        self._offer(sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref))
+        """Keys confirmed in earlier runs and never handed out are ready, unless the far end lost them."""
+        rows = sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref)
+        anew = await self._site.ledger.items(ANEW)
+        self._offer([row for row in rows if row.legs.keys().isdisjoint(anew)])
+        for node in anew:
+            self._lose(node, [row.ref for row in rows if node in row.legs])
         for (master, slave), pair in self.pools.rules.pairs.items():
             if pair.least and self._site.view.home(master) == self._site.name:
                 pool = Pool(master, frozenset({slave}), self._site.settings.key_size)
@@ -455,11 +460,15 @@ class Origin:
                 if node in self._site.legs(tuple(pool.targets)):
                     lost += self.pools.empty(pool)
                     self._stock.lose(pool)
-        if lost:
-            self._spawn(self._void_lost(lost), f"void what {node} has lost")
+        self._lose(node, lost)
 
-    async def _void_lost(self, refs: Sequence[Ref]) -> None:
+    def _lose(self, node: str, refs: Sequence[Ref]) -> None:
+        self._spawn(self._void_lost(node, refs), f"void what {node} has lost")
+
+    async def _void_lost(self, node: str, refs: Sequence[Ref]) -> None:
         await self._settlement.abandon(refs)
+        async with self._site.ledger.edit() as change:
+            change.erase(ANEW, node)
 
     def _still_there(self, row: Row) -> bool:
         """Whether the applications of a key are where it was sent."""

@@ -25,6 +25,7 @@ from keyhaul.control import (
     CLOCK_SKEW,
     Descriptor,
     Directory,
+    Known,
     PublicKey,
     Record,
     Signer,
@@ -50,6 +51,8 @@ __all__ = ["ID_BYTES", "KEM_LIFE", "KEM_OVERLAP", "PAIR_LIFE", "Pairing"]
 PAIR_LIFE = 3600.0  # seconds an origin uses one pair secret
 ID_BYTES = 16
 _IN = "pair/in"
+ANEW = "anew"
+"""Item space: names of nodes that lost what was sent there before, and of which this is not voided yet."""
 
 
 class _Statement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -117,7 +120,10 @@ class Pairing:
         self._outgoing: dict[str, _Outgoing] = {}
         self._expected: dict[str, asyncio.Event] = {}
         self.restored: Callable[[str], None] = lambda node: None
-        """Told of nodes that do not hold any more what was sent there before; set by the origin."""
+        """Told of nodes that do not hold any more what was sent there before; set by the origin.
+
+        It erases the item `ANEW` of such a node when all that was meant for it is void.
+        """
 
     async def start(self) -> None:
         """Unseal the destination keys of earlier runs; make one where none is fresh."""
@@ -230,16 +236,15 @@ class Pairing:
         held = self._outgoing.get(node)
         if held is not None and held.key_id not in [key.id for key in self._said(node).keys]:
             self.forget(node)
-        if self._began_anew(node):
+        if node in self._directory and self.anew(self._directory.get(node, self._clock.now())):
             self.restored(node)
         if news := self._expected.pop(node, None):
             news.set()
 
-    def _began_anew(self, node: str) -> bool:
-        """Whether its KEM keys changed long before they are due to: they were erased by a restore."""
-        if node not in self._directory or node == self._signer.name:
+    def anew(self, known: Known) -> bool:
+        """Whether a node's KEM keys changed long before they are due to: they were erased by a restore."""
+        if known.descriptor.node == self._signer.name:
             return False
-        known = self._directory.get(node, self._clock.now())
         ids = [key.id for key in known.descriptor.keys]
         early = known.descriptor.issued + CLOCK_SKEW - KEM_LIFE / 2
         gone = [key for key in known.before if key.profile in kem.KEMS and key.id not in ids]

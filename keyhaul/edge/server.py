@@ -227,7 +227,7 @@ class Port:
         return response
 
 
-_REACHED = (  # what Connection uses of aiohttp's own; a release without one of them reads every head by itself
+_REACHED = (  # what Connection uses of aiohttp's own; a release without one of them reads every head itself
     "_drain_helper",
     "_handler_waiter",
     "_keepalive_timeout",

@@ -262,7 +262,7 @@ class DeviceKeys:
             except (KeyNotFound, Unavailable):
                 pass
             saved += (got := await self._save())
-            for name in set(piece).difference(got):
+            for name in [name for name in piece if name not in got]:
                 self._missed[name] = misses + 1
                 if len(piece) > 1:
                     left.append(name)

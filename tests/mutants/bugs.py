@@ -230,6 +230,14 @@ BUGS = (
         "            pass\n",
     ),
     Bug(
+        "a node that is killed forgets which destination has lost its keys",
+        "gossip.py",
+        "                    if self._pairing.anew(known):",
+        "                    if False:",
+        ("tests/sim/test_stock.py",),
+        seeds=1,
+    ),
+    Bug(
         "all behind one neighbour stand in one line",
         "rounds.py",
         '    return (("neighbour", peer), origin, sae)',

@@ -320,7 +320,7 @@ class Storm:
                 note(f"{here} of {edge.a}={edge.b}", "account", name="out held at both ends", value=held)
 
 
-MOST = {"kem": 300, "pad": 64, "seen": 8192, "pair": 64, "sequence": 8, "directory": 8, "bfv": 8}
+MOST = {"kem": 300, "pad": 64, "seen": 8192, "pair": 64, "sequence": 8, "directory": 8, "anew": 8, "bfv": 8}
 """Items a node may keep of each kind, for each neighbour."""
 
 

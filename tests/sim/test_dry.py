@@ -141,8 +141,9 @@ def test_a_greedy_application_leaves_a_modest_one_its_part_of_a_dry_link(rules: 
     shop = share(1, rules)
     assert shop.answers["sae-a"].total() >= MODEST
     check(shop)
-    # A refill of 64 keys would take the link for 8 s; nobody is kept waiting for one.
-    assert max(shop.waited) < 5.0
+    # Its half of the link carries three keys in two seconds: bursts wait for that, and for nothing else.
+    assert sorted(shop.waited)[len(shop.waited) // 2] < 3.0
+    assert max(shop.waited) < 12.0
 
 
 @pytest.mark.parametrize("rules", [Rules(fixed=0), Rules()], ids=["no pools", "by demand"])

@@ -15,9 +15,10 @@ from keyhaul.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from keyhaul.keys import Ref, State
+from keyhaul.keys import Ref, Row, State
 from keyhaul.links.onetime import OneTimeKey
 from keyhaul.links.refill import Refill
+from keyhaul.pairing import ANEW
 from keyhaul.pools import Pair, Rules
 from keyhaul.settlement import GRACE
 from keyhaul.stock import LEFT
@@ -203,6 +204,37 @@ def test_what_lies_ready_for_a_node_that_was_restored_is_given_to_nobody(block: 
             assert same.bits.same_as(key.bits)
         left = [row for row in await a.ledger.deliverable() if row.ref.key_id in pooled]
         assert left == [], "they are void"
+
+    told(story, pool=8)
+
+
+def test_nor_by_a_node_that_was_killed_when_it_had_just_heard_of_the_restore() -> None:
+    async def story(world: World) -> None:
+        a, b = world.nodes["a"], world.nodes["b"]
+        backup = b.disk.tables.copy()
+        await world.ask("a", "b")
+        await asyncio.sleep(5)
+        pooled = {row.ref.key_id for row in await b.ledger.deliverable()}
+        assert len(pooled) >= 8
+
+        async def abandon(_: object) -> list[Row]:
+            await asyncio.sleep(0.1)  # what it heard is on disk
+            a.crash()
+            return []
+
+        a.settlement.abandon = abandon  # type: ignore[method-assign]
+        await world.restore("b", backup, 0.1)
+        await asyncio.sleep(5)
+        assert not a.alive
+        await world.revive("a", 0.1)
+        await asyncio.sleep(5)
+        (key,) = await world.ask("a", "b")
+        assert key.key_id not in pooled
+        (same,) = await world.fetch("a", "b", [key.key_id])
+        assert same.bits.same_as(key.bits)
+        left = [row for row in await a.ledger.deliverable() if row.ref.key_id in pooled]
+        assert left == [], "they are void"
+        assert await a.ledger.items(ANEW) == {}
 
     told(story, pool=8)
 
