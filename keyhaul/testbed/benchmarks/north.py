@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from keyhaul.errors import Unavailable
-from keyhaul.pools import LARGEST_BLOCK
+from keyhaul.pools import LARGEST_BLOCK, MAX_BATCH
 from keyhaul.testbed.benchmarks.report import Report
 from keyhaul.testbed.benchmarks.stage import Say, Stage, load, stage
 from keyhaul.testbed.topology import Link, Node, Topology
 
 CONNECTIONS = 8
 MANY = 128  # keys in a request
+SPARE = 2 * LARGEST_BLOCK + MAX_BATCH  # keys; a pool is full when less than a batch is missing
 NEAR, ALSO, FAR = "sae-near", "sae-also", "sae-far"
 _LIMITS = {"max_key_per_request": 128, "max_key_count": 1_000_000}
 
@@ -39,7 +40,7 @@ TOPOLOGY = Topology(
 async def run(report: Report, *, quick: bool, say: Say) -> None:
     """Fill the report."""
     rounds, seconds, each = (3, 0.6, 2_000) if quick else (8, 0.6, 4_000)
-    stored = rounds * each + 2 * LARGEST_BLOCK
+    stored = rounds * each + SPARE
     settings = {"delivery": {"pool": stored}, "limits": _LIMITS}
     async with stage(TOPOLOGY, settings=settings, say=say) as on:
         for slave, what in ((ALSO, "both SAEs at one node"), (FAR, "across one link")):
@@ -85,7 +86,7 @@ async def _served(report: Report, on: Stage, slices: _Slices, say: Say) -> None:
 
 
 async def _in_batches(report: Report, slices: _Slices, say: Say) -> None:
-    stored = slices.rounds * slices.requests * MANY + 2 * LARGEST_BLOCK
+    stored = slices.rounds * slices.requests * MANY + SPARE
     settings = {"delivery": {"pool": stored}, "limits": _LIMITS}
     async with stage(TOPOLOGY, settings=settings, say=say) as on:
         say(f"pool of {stored} keys")

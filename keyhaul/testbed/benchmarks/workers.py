@@ -20,7 +20,7 @@ import aiohttp
 
 from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import Unavailable
-from keyhaul.pools import LARGEST_BLOCK
+from keyhaul.testbed.benchmarks.north import SPARE
 from keyhaul.testbed.benchmarks.report import Report, resident_bytes
 from keyhaul.testbed.benchmarks.stage import Generator, Say, Stage, stage
 from keyhaul.testbed.report.charts import Axis, Bars, bars
@@ -98,7 +98,7 @@ async def run(report: Report, *, quick: bool, say: Say) -> None:
             say(f"on {width} of {len(cores)} cores")
             _hold(everybody, cores[:width])
             task = {"kind": "flood", "rounds": rounds, "seconds": seconds}
-            task["most"] = (stored - 2 * LARGEST_BLOCK) // (rounds * len(cores))
+            task["most"] = (stored - SPARE) // (rounds * len(cores))
             cells += await _flood(on, generator, held, width, task)
         await _check_stock(on)
         memory = [resident_bytes(pid) / 2**20 for each in held.values() for pid in each]
