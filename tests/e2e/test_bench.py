@@ -44,6 +44,7 @@ def task(on: Stage, kind: str, **more: Any) -> dict[str, Any]:
 
 def test_every_key_of_every_kind_of_task_is_compared_at_the_far_end() -> None:
     async def work(on: Stage, generator: Generator) -> None:
+        before = on.node_bytes()
         row = await generator.ask(task(on, "sequence", requests=5, number=2))
         assert row["status"] == [200] * 5
         assert all(took > 0 for took in row["took"])
@@ -51,7 +52,6 @@ def test_every_key_of_every_kind_of_task_is_compared_at_the_far_end() -> None:
         crowd = await generator.ask(task(on, "burst", concurrency=10, rounds=2, number=1, pause=0.0))
         assert crowd["status"] == [200] * 20
         assert crowd["rounds"] == [10, 20]
-        before = on.node_bytes()
         trip = await generator.ask(task(on, "journey", rounds=3) | {"far": [on.saes["sae-far"]]})
         assert len(trip["enc"][0]) == len(trip["whole"][0]) == 3
         assert all(whole > enc for enc, whole in zip(trip["enc"][0], trip["whole"][0], strict=True))
