@@ -9,10 +9,11 @@ KILLS  ?= 300
 FUZZ_SECONDS ?= 300
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 JOBS   ?= 2
+TESTERS ?= 3
 IMAGE  ?= localhost/keyhaul
 BASE   ?=
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
-PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/pytest -n $(TESTERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs site site-tools package image compose-test man sbom helm-tools chart lock clean

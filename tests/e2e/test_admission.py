@@ -205,8 +205,8 @@ def test_a_neighbour_over_its_rate_is_told_to_come_back_and_no_key_is_lost(tmp_p
         topology = replace(DRY, links=(Link("near", "far", "pqc"),))
         network = Testbed(topology, tmp_path / "net", settings=settings)
         async with network as testbed, callers(testbed) as saes:
-            served = await asyncio.gather(*(saes["sae-modest"].ask() for _ in range(20)))
-            assert served == [200] * 20
+            served = await asyncio.gather(*(saes["sae-modest"].ask() for _ in range(8)))
+            assert served == [200] * 8
             assert (await status(testbed, "far"))["admission"]["refused"]["peer_messages"] > 0
 
     asyncio.run(scene())
