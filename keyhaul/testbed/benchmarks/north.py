@@ -25,7 +25,7 @@ from keyhaul.testbed.topology import Link, Node, Topology
 
 CONNECTIONS = 8
 MANY = 128  # keys in a request
-SPARE = 2 * LARGEST_BLOCK + MAX_BATCH  # keys; a pool is full when less than a batch is missing
+SPARE = 8 * LARGEST_BLOCK + 8 * MAX_BATCH  # keys; a pool rests below what it may hold
 NEAR, ALSO, FAR = "sae-near", "sae-also", "sae-far"
 _LIMITS = {"max_key_per_request": 128, "max_key_count": 1_000_000}
 
