@@ -35,9 +35,9 @@ from keyhaul.dashboard.pages import Pages
 from keyhaul.detours import Detours
 from keyhaul.edge import admin, sae, skip, tls
 from keyhaul.edge import peer as peering
-from keyhaul.edge.accepting import Crowd, Traffic
+from keyhaul.edge.accepting import Bounds, Crowd, Traffic
 from keyhaul.edge.controls import ControlPages
-from keyhaul.edge.server import Application, Bounds, Port, Render, bind
+from keyhaul.edge.server import Application, Port, Render, bind
 from keyhaul.edge.turns import Holdings, Turns
 from keyhaul.edge.worker import settings as worker_settings
 from keyhaul.edge.workers import Workers

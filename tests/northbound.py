@@ -21,9 +21,10 @@ import jsonschema
 import yaml
 
 from keyhaul.admission import Admission, Rules
+from keyhaul.edge.accepting import Bounds
 from keyhaul.edge.refusing import Note
 from keyhaul.edge.sae import SaeApplication, render
-from keyhaul.edge.server import Bounds, Port, bind
+from keyhaul.edge.server import Port, bind
 from keyhaul.edge.tls import Credentials, Policy, client_context, server_context
 from keyhaul.edge.turns import Turns
 from keyhaul.edge.worker import settings

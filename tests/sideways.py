@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives import serialization
 
 from keyhaul import certificates
 from keyhaul.certificates import CLIENT, SERVER, Leaf
+from keyhaul.edge.accepting import Bounds
 from keyhaul.edge.peer import BOUNDS, NodePort, PeerKind, render
 from keyhaul.edge.posting import HttpPeers
-from keyhaul.edge.server import Bounds, Port, bind
+from keyhaul.edge.server import Port, bind
 from keyhaul.edge.tls import Credentials, Policy, client_context, server_context
 from keyhaul.errors import (
     Conflict,

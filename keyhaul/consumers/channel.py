@@ -20,8 +20,9 @@ import structlog
 from cryptography import x509
 
 from keyhaul.consumers.agreement import Responder, Step
+from keyhaul.edge.accepting import Bounds
 from keyhaul.edge.calls import Call, NoSuchMethod, NoSuchPath, Reply
-from keyhaul.edge.server import Bounds, Port, bind
+from keyhaul.edge.server import Port, bind
 from keyhaul.edge.tls import Credentials, equals_context
 from keyhaul.errors import (
     KeyhaulError,

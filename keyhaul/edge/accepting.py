@@ -46,6 +46,25 @@ class Crowd:
         return Busy("connections", f"this client has more than {self.per_client} connections", 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one caller may cost: `body` in bytes, the rest in seconds.
+
+    `idle` runs from the opening of a connection, or from its last answer, until the next request's header
+    is complete; so it also ends connections that send their header drop by drop. `body_time` is for one
+    whole body; a sender that was refused before its end may go on for `linger`, so that it can read the
+    answer. On closing, requests in progress get `grace` to finish. `crowd`: how many connections.
+    """
+
+    body: int = 1024 * 1024
+    crowd: Crowd = field(default_factory=Crowd)
+    handshake: float = 10.0
+    idle: float = 60.0
+    body_time: float = 15.0
+    linger: float = 2.0
+    grace: float = 10.0
+
+
 @dataclass(slots=True)
 class Traffic:
     """What a port sees, for operators: numbers since the start, and how many connections there are now."""

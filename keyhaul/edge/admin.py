@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from keyhaul.edge.server import caller_of, read_body
+from keyhaul.edge.connection import caller_of, read_body
 from keyhaul.errors import KeyhaulError, Malformed, Refused
 
 Status = Callable[[], Awaitable[Mapping[str, Any]]]

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from keyhaul.edge.admin import PREFIX, answer
-from keyhaul.edge.server import caller_of, read_body
+from keyhaul.edge.connection import caller_of, read_body
 from keyhaul.errors import ConfigError, Malformed, Refused
 from keyhaul.explaining import Avoid, parted
 

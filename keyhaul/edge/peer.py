@@ -14,8 +14,10 @@ from typing import Protocol
 
 from aiohttp import web
 
+from keyhaul.edge.accepting import Bounds
+from keyhaul.edge.connection import read_body
 from keyhaul.edge.neighbours import neighbour_of
-from keyhaul.edge.server import Bounds, Handler, read_body
+from keyhaul.edge.server import Handler
 from keyhaul.edge.turns import Turns
 from keyhaul.errors import KeyhaulError, Malformed, Refused, Unauthorized
 from keyhaul.identity import Federation

@@ -21,11 +21,12 @@ import structlog
 
 from keyhaul import story
 from keyhaul.edge import sae, tls
-from keyhaul.edge.accepting import Traffic
+from keyhaul.edge.accepting import Bounds, Traffic
 from keyhaul.edge.calls import Call, Reply
+from keyhaul.edge.connection import Connection, HttpCall
 from keyhaul.edge.frames import NUMBER, Channel, Kind, Told, pack_call, pack_told, unpack_reply
 from keyhaul.edge.refusing import Refusals
-from keyhaul.edge.server import Bounds, Connection, HttpCall, Port
+from keyhaul.edge.server import Port
 from keyhaul.identity import sae_id
 
 log = structlog.get_logger("keyhaul.edge")

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import structlog
 
 from keyhaul import story
-from keyhaul.edge.accepting import Acceptor, Traffic
+from keyhaul.edge.accepting import Acceptor, Bounds, Traffic
 from keyhaul.edge.calls import Call, Reply, lists
 from keyhaul.edge.frames import AROUND, Kind, Told, pack_reply, unpack_call, unpack_told
 from keyhaul.edge.refusing import Note, Refusals
-from keyhaul.edge.server import Bounds, named
+from keyhaul.edge.server import named
 from keyhaul.edge.spawning import Visitor, WorkerEnd, spawn
 from keyhaul.errors import KeyhaulError, Malformed, Unavailable
 from keyhaul.messages.tracecontext import TraceContext

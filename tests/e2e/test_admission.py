@@ -14,8 +14,7 @@ import aiohttp
 import pytest
 
 from keyhaul.edge import tls
-from keyhaul.edge.accepting import Crowd
-from keyhaul.edge.server import Bounds
+from keyhaul.edge.accepting import Bounds, Crowd
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import Link, Node, Topology
 from tests.northbound import MASTER, SLAVE, Cast, make_cast, read_answer, segment, stage

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from keyhaul.edge.accepting import Bounds
 from keyhaul.edge.client import SaeClient
-from keyhaul.edge.server import Bounds, Port
+from keyhaul.edge.server import Port
 from keyhaul.edge.tls import Policy, client_context
 from keyhaul.edge.workers import SPARE
 from keyhaul.errors import PeerUnreachable

@@ -15,9 +15,9 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
+from keyhaul.edge.accepting import Bounds
 from keyhaul.edge.peer import BOUNDS, ENVELOPE_PATH, RECORDS_PATH, REFILL_PATH
 from keyhaul.edge.posting import HttpPeers
-from keyhaul.edge.server import Bounds
 from keyhaul.edge.tls import Policy, client_context
 from keyhaul.errors import (
     Conflict,

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhaul.edge.calls import Call, NoSuchPath, Reply
+from keyhaul.edge.connection import Connection
 from keyhaul.edge.heads import LONGEST, MOST, Head, Heads
-from keyhaul.edge.server import Connection, Port
+from keyhaul.edge.server import Port
 from keyhaul.errors import KeyhaulError, Malformed
 
 ASK = b"POST /api/v1/keys/sae/enc_keys HTTP/1.1\r\nHost: node\r\nContent-Length: 2\r\n\r\n{}"

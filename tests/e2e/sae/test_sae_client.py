@@ -11,9 +11,10 @@ from uuid import uuid4
 import pytest
 from aiohttp import web
 
+from keyhaul.edge.accepting import Bounds
 from keyhaul.edge.client import SaeClient, seconds_until
 from keyhaul.edge.sae import render
-from keyhaul.edge.server import Bounds, Port, bind
+from keyhaul.edge.server import Port, bind
 from keyhaul.edge.tls import Policy, server_context
 from keyhaul.errors import (
     ExtensionRefused,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keyhaul.edge.server import Bounds
+from keyhaul.edge.accepting import Bounds
 from tests.northbound import (
     MASTER,
     SLAVE,

@@ -24,10 +24,9 @@ from cryptography import x509
 
 from keyhaul.admission import Admission, Rules
 from keyhaul.edge import spawning, tls, workers
-from keyhaul.edge.accepting import Crowd
+from keyhaul.edge.accepting import Bounds, Crowd
 from keyhaul.edge.client import SaeClient
 from keyhaul.edge.frames import HEAD, Kind
-from keyhaul.edge.server import Bounds
 from keyhaul.errors import KeyhaulError, KeyNotFound, PeerUnreachable, Unavailable
 from keyhaul.keys import Secret
 from keyhaul.pki import Pki
