@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import ssl
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -35,6 +32,7 @@ from keyhaul.errors import (
 )
 from keyhaul.messages import etsi014
 from keyhaul.messages.etsi014 import Delivered, Extensions, KeyRequest, Refusal, Status
+from keyhaul.unanswered import seconds_until
 
 MAX_ANSWER = 4 * 1024 * 1024  # bytes; 1 MiB of key is 1.4 MiB of base64
 MAX_RETRIES = 20
@@ -219,16 +217,6 @@ def _error(status: int, retry_after: str, content: bytes) -> KeyhaulError:
         busy.retry_after = seconds_until(retry_after)
         return busy
     return Malformed(f"the node answered {status}: {cause}", remedy or _NOT_014, **details)
-
-
-def seconds_until(retry_after: str) -> int | None:
-    """Seconds until then: Retry-After is a number or a date (RFC 9110 clause 10.2.3); None if neither."""
-    if retry_after.isascii() and retry_after.isdecimal():
-        return int(retry_after[:9])
-    try:
-        return max(0, math.ceil(parsedate_to_datetime(retry_after).timestamp() - time.time()))
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def _words(said: Refusal, status: int) -> tuple[str, str]:

@@ -36,6 +36,7 @@ from keyhaul.keys import Message
 from keyhaul.messages.etsi020 import PATHS
 from keyhaul.messages.problems import parse_problem, problem_slug
 from keyhaul.ports import Answer, Peers
+from keyhaul.unanswered import words
 
 _PROBLEM_LIMIT = 64 * 1024  # bytes of an answer to a message
 _JSON = "application/json; charset=UTF-8"
@@ -196,35 +197,16 @@ async def _unreachable(peer: str) -> AsyncIterator[None]:
     except Unauthorized as error:
         cause, remedy = error.cause, "check address and name of the neighbour in the configuration"
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-        cause, remedy = _words(error), "check that both domains exchanged their CA certificates"
+        cause, remedy = words(error), "check that both domains exchanged their CA certificates"
     except TimeoutError:
         cause, remedy = "no answer in time", "check that the neighbour runs and the network between"
     except (aiohttp.ClientError, OSError) as error:
-        cause, remedy = _words(error), "check that the neighbour runs and the network between"
+        cause, remedy = words(error), "check that the neighbour runs and the network between"
         if "alert" in cause or "certificate" in cause:
             remedy = "see which certificate is refused and why: `keyhaul federation test` names it"
     else:
         return
     raise PeerUnreachable(f"{peer}: {cause}", remedy) from None
-
-
-def _words(error: Exception) -> str:
-    """What happened to a connection, without the library's inside."""
-    problem: BaseException = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        problem = error.certificate_error
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its name does not resolve"
-    if isinstance(problem, aiohttp.ClientOSError) and problem.errno is None:  # while it was written to
-        problem = problem.__cause__ or ConnectionResetError()
-    if isinstance(problem, ssl.SSLError):
-        return str(problem.strerror or problem)
-    if isinstance(problem, ConnectionRefusedError):
-        at = f" at {error.host}:{error.port}" if isinstance(error, aiohttp.ClientConnectorError) else ""
-        return f"connection refused{at}"
-    if isinstance(problem, aiohttp.ServerDisconnectedError | ConnectionError):
-        return "it hung up"
-    return str(getattr(problem, "strerror", None) or problem) or type(problem).__name__
 
 
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -26,6 +26,7 @@ from keyhaul.errors import (
     Unauthorized,
     Unavailable,
 )
+from keyhaul.unanswered import seconds_until, words
 
 Operation = Literal["status", "enc_keys", "dec_keys"]
 
@@ -86,7 +87,7 @@ class Exchange:
                 allow_redirects=False,
             ) as response:
                 content = await self._read(response)
-                return Reply(response.status, content, _seconds(response.headers.get("Retry-After", "")))
+                return Reply(response.status, content, seconds_until(response.headers.get("Retry-After", "")))
         except (aiohttp.ClientError, OSError) as error:
             raise _lost(error, self._url) from None
 
@@ -129,23 +130,7 @@ def _lost(error: Exception, url: str) -> Exception:
         )
     if isinstance(error, aiohttp.InvalidURL):
         return PeerUnreachable(f"{url} is not a URL", "correct it in the link's configuration")
-    return Lost(f"no answer from the device at {url} ({_words(error)})")
-
-
-def _words(error: Exception) -> str:
-    """What happened to a connection."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its name does not resolve"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        refused = isinstance(error.os_error, ConnectionRefusedError)
-        return "connection refused" if refused else error.strerror or "no connection"
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
-        return "it hung up"
-    return type(error).__name__
-
-
-def _seconds(value: str) -> int | None:
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+    return Lost(f"no answer from the device at {url} ({words(error)})")
 
 
 def refusal(reply: Reply, operation: Operation) -> KeyhaulError:

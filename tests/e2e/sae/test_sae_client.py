@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from keyhaul.edge.accepting import Bounds
-from keyhaul.edge.client import SaeClient, seconds_until
+from keyhaul.edge.client import SaeClient
 from keyhaul.edge.sae import render
 from keyhaul.edge.server import Port, bind
 from keyhaul.edge.tls import Policy, server_context
@@ -29,6 +29,7 @@ from keyhaul.errors import (
 )
 from keyhaul.identity import sae_id
 from keyhaul.messages.etsi014 import Delivered, Order
+from keyhaul.unanswered import seconds_until
 from tests.northbound import (
     FAR,
     MASTER,
