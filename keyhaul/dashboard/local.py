@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +16,6 @@ from keyhaul.dashboard.source import Json, mark, picture, summed_up
 from keyhaul.errors import Refused
 from keyhaul.explaining import Avoid
 from keyhaul.routing import Network
-
-TREND = 60.0  # seconds over which the use of a link is measured
-DEVICE_TREND = 600.0  # and of the store of a device, which fills in bursts
 
 
 class LocalSource:
@@ -75,39 +71,6 @@ class LocalSource:
 
     async def turn(self, device: str, knobs: Json) -> Json:
         raise Refused("a node has no say over devices", "open the dashboard with --dir of a testbed")
-
-
-class Trend:
-    """Levels over the last `window` seconds, and when they will be at nothing. Times in seconds."""
-
-    def __init__(self, window: float = TREND) -> None:
-        self._window = window
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def note(self, now: float, bits: int) -> None:
-        """Remember a level."""
-        self._seen.append((now, bits))
-        while self._seen[0][0] < now - self._window:
-            self._seen.popleft()
-
-    def rate(self) -> float | None:
-        """Bits a second that came, or went if negative; None while too little is known."""
-        return self._rate_since(0)
-
-    def _rate_since(self, at: int) -> float | None:
-        if not self._seen or self._seen[-1][0] - self._seen[0][0] < self._window / 2:
-            return None
-        (first, before), (last, now) = self._seen[at], self._seen[-1]
-        return (now - before) / (last - first) if last > first else None
-
-    def hours_left(self) -> float | None:
-        """Hours until nothing is left at that rate; None while the level holds or grows.
-
-        What fell once and grows since is not on its way to nothing, so the last half has to fall, too.
-        """
-        rates = self._rate_since(0), self._rate_since(len(self._seen) // 2)
-        falling = [rate for rate in rates if rate is not None and rate < 0]
-        return self._seen[-1][1] / -max(falling) / 3600 if len(falling) == len(rates) else None
 
 
 async def certificates(files: Mapping[str, Path]) -> list[dict[str, Any]]:

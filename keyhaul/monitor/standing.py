@@ -8,17 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keyhaul.dashboard.local import DEVICE_TREND, TREND, Trend
 from keyhaul.errors import KeyhaulError
 from keyhaul.links.etsi014 import Device
 from keyhaul.links.sealed import SealedLink
 from keyhaul.outbox import Outbox
 
 ASK_EVERY = 5.0  # seconds between two questions to a device
+TREND = 60.0  # seconds over which the use of a link is measured
+DEVICE_TREND = 600.0  # and of the store of a device, which fills in bursts
+
+
+class Trend:
+    """Levels over the last `window` seconds, and when they will be at nothing. Times in seconds."""
+
+    def __init__(self, window: float = TREND) -> None:
+        self._window = window
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, now: float, bits: int) -> None:
+        """Remember a level."""
+        self._seen.append((now, bits))
+        while self._seen[0][0] < now - self._window:
+            self._seen.popleft()
+
+    def rate(self) -> float | None:
+        """Bits a second that came, or went if negative; None while too little is known."""
+        return self._rate_since(0)
+
+    def _rate_since(self, at: int) -> float | None:
+        if not self._seen or self._seen[-1][0] - self._seen[0][0] < self._window / 2:
+            return None
+        (first, before), (last, now) = self._seen[at], self._seen[-1]
+        return (now - before) / (last - first) if last > first else None
+
+    def hours_left(self) -> float | None:
+        """Hours until nothing is left at that rate; None while the level holds or grows.
+
+        What fell once and grows since is not on its way to nothing, so the last half has to fall, too.
+        """
+        rates = self._rate_since(0), self._rate_since(len(self._seen) // 2)
+        falling = [rate for rate in rates if rate is not None and rate < 0]
+        return self._seen[-1][1] / -max(falling) / 3600 if len(falling) == len(rates) else None
 
 
 @dataclass(slots=True)

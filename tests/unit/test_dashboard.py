@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from keyhaul.dashboard.arrange import IN_ONE_ROW, arrange
 from keyhaul.dashboard.faults import DAYS_TO_RENEW, faults
-from keyhaul.dashboard.local import TREND, Trend, certificates
+from keyhaul.dashboard.local import certificates
 from keyhaul.dashboard.source import explained, mark, picture, summed_up, united
+from keyhaul.monitor.standing import TREND, Trend
 from keyhaul.pki import Pki
 from keyhaul.routing import Edge, Network
 
