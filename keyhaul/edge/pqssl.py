@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable
+from io import UnsupportedOperation
 from typing import Any, NoReturn, Self
 
 from cryptography import x509
@@ -91,10 +92,10 @@ class TlsContext(ssl.SSLContext):
 
     def wrap_socket(self, *_: Any, **__: Any) -> NoReturn:
         """Not offered: this TLS has no blocking sockets."""
-        raise NotImplementedError("this context serves event loops; it wraps no blocking socket")
+        raise UnsupportedOperation("this context serves event loops; it wraps no blocking socket")
 
     def _fixed(self, *_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError("this context is made whole from its policy and files; use reload()")
+        raise UnsupportedOperation("this context is made whole from its policy and files; use reload()")
 
     # Without these the caller would believe to have changed something.
     load_cert_chain = _fixed
