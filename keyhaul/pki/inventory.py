@@ -50,7 +50,7 @@ class Entry:
 def look(paths: Sequence[Path], more: Sequence[Path], now: datetime, within: int = 0) -> list[Entry]:
     """All certificates under these paths; `more` are files of CAs that may have issued them.
 
-    An end certificate with no more than `within` days left counts as a problem. CAs that were retired are
+    An end certificate with fewer than `within` days left counts as a problem. CAs that were retired are
     left out. Raises ConfigError for a path without any.
     """
     found = [(file, each) for path in paths for file in _files(path) for each in _content(file)]

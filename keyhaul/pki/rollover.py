@@ -98,8 +98,8 @@ def drop(pki: Pki, domain: str, role: str, *, next_one: bool = False, even_if_us
     goes: list[x509.Certificate] = []
     for each in certificates_in(path, _BUNDLE):
         mine = public_bytes(each) == public_bytes(present)
-        (stays if mine and (issued_by(each, each) or each == present) else goes).append(each)
-    roots = [each for each in goes if public_bytes(each) != public_bytes(present) and issued_by(each, each)]
+        (stays if mine and (_is_root(each) or each == present) else goes).append(each)
+    roots = [each for each in goes if public_bytes(each) != public_bytes(present) and _is_root(each)]
     if not roots:
         raise ConfigError(f"{path}: there is no other CA beside the one that signs", "nothing has to be done")
     now = datetime.now(UTC)

@@ -32,6 +32,7 @@ from tests.sim.dialogue import (
     states,
     told,
 )
+from tests.sim.disk import Tables
 from tests.sim.storm import MOST
 from tests.sim.world import RENEW, World, world_clock
 
@@ -182,40 +183,49 @@ def test_a_key_of_the_pool_is_given_only_while_its_slave_has_time_to_come(given:
     told(story, pool=8, ttl=100.0)
 
 
+async def stocked(world: World) -> tuple[Tables, set[UUID]]:
+    """A pool from `a` to `b`: the disk of `b` before it was filled, and the ids of what lies ready."""
+    backup = world.nodes["b"].disk.tables.copy()
+    await world.ask("a", "b")
+    await asyncio.sleep(5)
+    pooled = {row.ref.key_id for row in await world.nodes["b"].ledger.deliverable()}
+    assert len(pooled) >= 8
+    return backup, pooled
+
+
+async def ask_for_another(world: World, pooled: set[UUID]) -> None:
+    (key,) = await world.ask("a", "b")
+    assert key.key_id not in pooled
+    (same,) = await world.fetch("a", "b", [key.key_id])
+    assert same.bits.same_as(key.bits)
+
+
+async def left(world: World, pooled: set[UUID]) -> list[Row]:
+    """What `a` would still give of it."""
+    return [row for row in await world.nodes["a"].ledger.deliverable() if row.ref.key_id in pooled]
+
+
 @pytest.mark.parametrize("block", [False, True])
 def test_what_lies_ready_for_a_node_that_was_restored_is_given_to_nobody(block: bool) -> None:
     """Neither from the pool nor from what was taken out of it for the next requests."""
 
     async def story(world: World) -> None:
-        a, b = world.nodes["a"], world.nodes["b"]
-        backup = b.disk.tables.copy()
-        await world.ask("a", "b")
-        await asyncio.sleep(5)
+        backup, pooled = await stocked(world)
         if block:
-            await world.ask("a", "b")
-        pooled = {row.ref.key_id for row in await b.ledger.deliverable()}
-        assert len(pooled) >= 8
+            pooled |= {key.key_id for key in await world.ask("a", "b")}
         await world.restore("b", backup, 0.1)
         await asyncio.sleep(5)
         for _ in range(10):
-            (key,) = await world.ask("a", "b")
-            assert key.key_id not in pooled
-            (same,) = await world.fetch("a", "b", [key.key_id])
-            assert same.bits.same_as(key.bits)
-        left = [row for row in await a.ledger.deliverable() if row.ref.key_id in pooled]
-        assert left == [], "they are void"
+            await ask_for_another(world, pooled)
+        assert await left(world, pooled) == []
 
     told(story, pool=8)
 
 
 def test_nor_by_a_node_that_was_killed_when_it_had_just_heard_of_the_restore() -> None:
     async def story(world: World) -> None:
-        a, b = world.nodes["a"], world.nodes["b"]
-        backup = b.disk.tables.copy()
-        await world.ask("a", "b")
-        await asyncio.sleep(5)
-        pooled = {row.ref.key_id for row in await b.ledger.deliverable()}
-        assert len(pooled) >= 8
+        backup, pooled = await stocked(world)
+        a = world.nodes["a"]
 
         async def abandon(_: object) -> list[Row]:
             await asyncio.sleep(0.1)  # what it heard is on disk
@@ -228,12 +238,8 @@ def test_nor_by_a_node_that_was_killed_when_it_had_just_heard_of_the_restore() -
         assert not a.alive
         await world.revive("a", 0.1)
         await asyncio.sleep(5)
-        (key,) = await world.ask("a", "b")
-        assert key.key_id not in pooled
-        (same,) = await world.fetch("a", "b", [key.key_id])
-        assert same.bits.same_as(key.bits)
-        left = [row for row in await a.ledger.deliverable() if row.ref.key_id in pooled]
-        assert left == [], "they are void"
+        await ask_for_another(world, pooled)
+        assert await left(world, pooled) == []
         assert await a.ledger.items(ANEW) == {}
 
     told(story, pool=8)
@@ -243,23 +249,16 @@ def test_the_rest_of_an_empty_pool_is_not_given_after_a_restore_either() -> None
     """The last block was taken out of the pool, nothing new comes, and some of it waits in memory."""
 
     async def story(world: World) -> None:
-        a, b = world.nodes["a"], world.nodes["b"]
-        backup = b.disk.tables.copy()
-        await world.ask("a", "b")
-        await asyncio.sleep(5)
-        pooled = {row.ref.key_id for row in await b.ledger.deliverable()}
+        backup, pooled = await stocked(world)
         world.faults.cut.add(frozenset("ab"))
         given = 0
-        while list(a.origin.pools):
+        while list(world.nodes["a"].origin.pools):
             given += len(await world.ask("a", "b"))
         assert given < len(pooled), "some are left in memory"
         await world.restore("b", backup, 0.1)
         world.faults.cut.clear()
         await asyncio.sleep(5)
-        (key,) = await world.ask("a", "b")
-        assert key.key_id not in pooled
-        (same,) = await world.fetch("a", "b", [key.key_id])
-        assert same.bits.same_as(key.bits)
+        await ask_for_another(world, pooled)
 
     told(story, pool=8)
 
