@@ -14,6 +14,7 @@ the key cannot come after it.
 from __future__ import annotations
 
 import hmac
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from keyhaul.ports import Answer, Change, Opened
 from keyhaul.site import Site
 
 GRACE = 2.0  # seconds a row's deadline may be past before the sweep gives it up
+FORGET_EVERY = 60.0  # seconds between two looks for old tombstones; at least 50 looks in a `retention`
 
 log = structlog.get_logger("keyhaul.settlement")
 
@@ -71,6 +73,7 @@ class Settlement:
         self.site = site
         self._outbox = outbox
         self._letters = Letters(site)
+        self._forgot_at = -math.inf
         self.claimed: Callable[[Ref], bool] = lambda ref: False
         """Whether the master waits for a key right now; set by the origin."""
         self.doubted: Callable[[Iterable[Ref]], None] = lambda refs: None
@@ -323,7 +326,10 @@ class Settlement:
         refs = await self.site.ledger.due(now - GRACE)
         if refs:
             await self._lapse(refs, now)
-        await self.site.ledger.forget(now - self.site.settings.retention)
+        retention = self.site.settings.retention
+        if abs(now - self._forgot_at) >= min(FORGET_EVERY, retention / 50):
+            await self.site.ledger.forget(now - retention)
+            self._forgot_at = now
         return len(refs)
 
     async def _lapse(self, refs: Sequence[Ref], now: float) -> None:

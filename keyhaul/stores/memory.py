@@ -89,10 +89,10 @@ class MemoryLedger:
         )
 
     async def due(self, now: float, limit: int = 256) -> list[Ref]:
-        await self._turn()
+        self._check()  # asked every second, so it takes no turn of the loop
         late: list[tuple[float, Ref]] = []
         for row in self._rows.values():
-            if row.state in FINAL:
+            if row.state in FINAL or min(row.expires, row.deadline) > now:
                 continue
             until = min(row.expires, row.deadline) if row.state in UNFINISHED else row.expires
             if until <= now:
@@ -111,7 +111,7 @@ class MemoryLedger:
         return list(self._queue.values())
 
     async def item(self, space: str, name: str) -> bytes | None:
-        await self._turn()
+        self._check()  # a point read takes no turn of the loop, here as in a database
         return self._items.get((space, name))
 
     async def items(self, space: str) -> dict[str, bytes]:
@@ -128,6 +128,9 @@ class MemoryLedger:
 
     async def _turn(self) -> None:
         await asyncio.sleep(0)
+        self._check()
+
+    def _check(self) -> None:
         if not self._open:
             raise StoreUnavailable("the store is closed")
 

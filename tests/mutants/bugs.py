@@ -181,7 +181,7 @@ BUGS = (
     Bug(
         "nothing is ever forgotten",
         "settlement.py",
-        "        await self.site.ledger.forget(now - self.site.settings.retention)\n",
+        "            await self.site.ledger.forget(now - retention)\n",
         "",
     ),
     Bug(
