@@ -4,13 +4,13 @@ Whatever is scarce at a node (device keys, one-time keys, messages under way) is
 path: an application of this node; or a neighbour, behind it the node where the keys began, and there the
 application. What stands further inside is somebody's word, so it takes turns only within the turn of whoever
 gave that word: a neighbour gains nothing by naming many applications. Pure rules; of those who do not wait
-nothing is kept.
+little is kept, and only while others on their level do.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 Payer = tuple[Hashable, ...]
@@ -18,6 +18,9 @@ Payer = tuple[Hashable, ...]
 
 NOBODY: Payer = ("",)
 """For what no application asked for."""
+
+MOST_KEPT = 1024
+"""Payers of one level of which is known what they took lately; others are as if they had not asked before."""
 
 T = TypeVar("T")
 
@@ -32,12 +35,63 @@ def behind(peer: str, origin: str, sae: str) -> Payer:
     return (("neighbour", peer), origin, sae)
 
 
-class Rounds(Generic[T]):
-    """Items that wait in the lines of their payers; on each level of payers one comes after the other."""
+class _Level:
+    """Payers beside each other. `order`: who waits, the next one first.
 
-    def __init__(self) -> None:
+    Turns of the level are counted by what somebody gets who always waits: `now` so far. Whoever took fewer by
+    more than `credit` is held to have taken just so many fewer, and nothing has to be kept of them.
+    """
+
+    __slots__ = ("_credit", "_favour", "_had", "_now", "order")
+
+    def __init__(self, credit: int) -> None:
+        self.order: OrderedDict[Payer, None] = OrderedDict()
+        self._credit = credit
+        self._had: OrderedDict[Payer, int] = OrderedDict()  # who was served last is at the end
+        self._now = 0
+        self._favour = True  # whether the next item goes to who took the fewest turns
+
+    def offered(self) -> Iterator[tuple[Payer, bool]]:
+        """Who might be next, the first one first, and whether that would be for the turns it did not take."""
+        if self._credit and self._favour:
+            least = min(self.order, key=self._taken)
+            if self._taken(least) < self._now:
+                yield least, True
+        for payer in self.order:
+            yield payer, False
+
+    def serve(self, payer: Payer, favoured: bool) -> None:
+        """A payer gets an item. In its turn it then comes last; what it gets as a favour costs no turn."""
+        if not favoured:
+            self.order.move_to_end(payer)
+        if not self._credit:
+            return
+        taken = self._taken(payer)
+        self._now = max(self._now, taken)
+        self._favour = not favoured
+        self._had[payer] = taken + 1
+        self._had.move_to_end(payer)
+        while len(self._had) > MOST_KEPT or next(iter(self._had.values())) <= self._now - self._credit:
+            self._had.popitem(last=False)
+
+    def _taken(self, payer: Payer) -> int:
+        oldest = max(self._now - self._credit, 0)
+        return max(self._had.get(payer, oldest), oldest)
+
+
+class Rounds(Generic[T]):
+    """Items that wait in the lines of their payers; on each level of payers one comes after the other.
+
+    With a `credit` the turns that pass while a payer does not wait are not lost to it, up to so many: every
+    second item on its level goes to whoever took the fewest turns, until it caught up. So who asks for less
+    than its part seldom waits for it; who comes and goes gets no more than who always waits, but for the
+    credit once; and on each level everybody has at least half its turns meanwhile.
+    """
+
+    def __init__(self, credit: int = 0) -> None:
+        self._credit = credit
         self._lines: dict[Payer, deque[T]] = {}
-        self._levels: dict[Payer, OrderedDict[Payer, None]] = {}  # who comes next behind each prefix
+        self._levels: dict[Payer, _Level] = {}  # behind each prefix
         self._count = 0
 
     def __len__(self) -> int:
@@ -49,7 +103,10 @@ class Rounds(Generic[T]):
         if line is None:
             line = self._lines[payer] = deque()
             for depth in range(len(payer)):
-                self._levels.setdefault(payer[:depth], OrderedDict()).setdefault(payer[: depth + 1])
+                prefix = payer[:depth]
+                if prefix not in self._levels:
+                    self._levels[prefix] = _Level(self._credit)
+                self._levels[prefix].order.setdefault(payer[: depth + 1])
         line.append(item)
         self._count += 1
 
@@ -58,18 +115,24 @@ class Rounds(Generic[T]):
 
         `allowed` is asked of the beginnings of payers, the outer ones first.
         """
-        found = self._search((), allowed)
-        if found is not None:
-            for depth in range(len(found)):
-                self._levels[found[:depth]].move_to_end(found[: depth + 1])
-        return found
+        way = self._search((), allowed)
+        if way is None:
+            return None
+        payer: Payer = ()
+        for level, payer, favoured in way:
+            level.serve(payer, favoured)
+        return payer
 
-    def _search(self, prefix: Payer, allowed: Callable[[Payer], bool]) -> Payer | None:
+    def _search(
+        self, prefix: Payer, allowed: Callable[[Payer], bool]
+    ) -> list[tuple[_Level, Payer, bool]] | None:
         if prefix in self._lines:
-            return prefix
-        for inner in self._levels.get(prefix, ()):
-            if allowed(inner) and (found := self._search(inner, allowed)) is not None:
-                return found
+            return []
+        if (level := self._levels.get(prefix)) is None:
+            return None
+        for inner, favoured in level.offered():
+            if allowed(inner) and (rest := self._search(inner, allowed)) is not None:
+                return [(level, inner, favoured), *rest]
         return None
 
     def head(self, payer: Payer) -> T:
@@ -101,7 +164,7 @@ class Rounds(Generic[T]):
         del self._lines[payer]
         for depth in reversed(range(len(payer))):
             level = self._levels[payer[:depth]]
-            del level[payer[: depth + 1]]
-            if level:
+            del level.order[payer[: depth + 1]]
+            if level.order:
                 return
             del self._levels[payer[:depth]]

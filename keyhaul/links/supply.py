@@ -16,6 +16,9 @@ from typing import Generic, TypeVar
 from keyhaul.errors import InsufficientKey
 from keyhaul.rounds import NOBODY, Payer, Rounds
 
+CREDIT = 64
+"""Items that a payer may have left to others and gets sooner when it asks again."""
+
 Item = TypeVar("Item")
 
 
@@ -39,7 +42,7 @@ class Supply(Generic[Item]):
         self._low = low
         self._high = high
         self._items: deque[Item] = deque()
-        self._waiting: Rounds[_Taker[Item]] = Rounds()
+        self._waiting: Rounds[_Taker[Item]] = Rounds(CREDIT)
         self._aside: dict[Payer, list[Item]] = {}  # fewer than the first of a line needs
         self._asked = 0  # items that takers wait for, without those put aside
         self.trouble: str = ""  # why the last refill failed; shown to whoever waits in vain

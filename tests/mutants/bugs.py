@@ -248,6 +248,22 @@ BUGS = (
         seeds=1,
     ),
     Bug(
+        "turns that were left to others are lost",
+        "rounds.py",
+        "        if self._credit and self._favour:\n",
+        "        if False:\n",
+        ("tests/unit/test_rounds.py",),
+        seeds=1,
+    ),
+    Bug(
+        "who catches up takes every turn",
+        "rounds.py",
+        "self._favour = not favoured",
+        "self._favour = True",
+        ("tests/unit/test_rounds.py",),
+        seeds=1,
+    ),
+    Bug(
         "a node is believed about the applications of others",
         "site.py",
         'initiator if known else "")',

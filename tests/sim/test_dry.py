@@ -141,9 +141,10 @@ def test_a_greedy_application_leaves_a_modest_one_its_part_of_a_dry_link(rules: 
     shop = share(1, rules)
     assert shop.answers["sae-a"].total() >= MODEST
     check(shop)
-    # Its half of the link carries three keys in two seconds: bursts wait for that, and for nothing else.
-    assert sorted(shop.waited)[len(shop.waited) // 2] < 3.0
-    assert max(shop.waited) < 12.0
+    # Three quarters of the link are its own until it has the turns that it left to others: in seeds 0 to 59
+    # its bursts need 5.9 s of that at most. All of the link would carry them in 3.7 s, half of it in 11.7 s.
+    assert sorted(shop.waited)[len(shop.waited) // 2] < 1.5
+    assert max(shop.waited) < 6.0
 
 
 @pytest.mark.parametrize("rules", [Rules(fixed=0), Rules()], ids=["no pools", "by demand"])

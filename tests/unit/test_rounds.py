@@ -7,15 +7,18 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from keyhaul import rounds as module
 from keyhaul.errors import Refused
 from keyhaul.rounds import NOBODY, Payer, Rounds, behind, own
 from keyhaul.routing import Edge, Network
 from keyhaul.site import Settings, Site
 
 
-def rounds(waiting: dict[Payer, int]) -> Rounds[object]:
-    made: Rounds[object] = Rounds()
+def rounds(waiting: dict[Payer, int], credit: int = 0) -> Rounds[object]:
+    made: Rounds[object] = Rounds(credit)
     for payer, number in waiting.items():
         for _ in range(number):
             made.push(payer, object())
@@ -104,10 +107,97 @@ def test_keys_come_from_the_node_before_on_their_route() -> None:
             here.came(tuple(route), peer)
 
 
+PAYERS = st.lists(
+    st.one_of(
+        st.builds(own, st.sampled_from("pqrs")),
+        st.builds(behind, st.sampled_from("bcd"), st.sampled_from("xy"), st.sampled_from("pqr")),
+    ),
+    min_size=1,
+    max_size=12,
+    unique=True,
+)
+
+
+@given(PAYERS, st.integers(0, 20), st.integers(1, 150))
+def test_who_always_waits_has_the_same_on_its_level_within_one_item(
+    payers: list[Payer], credit: int, number: int
+) -> None:
+    turns = served(rounds(dict.fromkeys(payers, number), credit), number)
+    for depth in range(3):
+        levels: dict[Payer, Counter[Payer]] = {}
+        for payer in payers:
+            if len(payer) > depth:
+                levels.setdefault(payer[:depth], Counter())[payer[: depth + 1]] += turns[payer]
+        for level in levels.values():
+            assert max(level.values()) - min(level.values()) <= 1
+
+
+@given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 60))
+def test_who_left_turns_to_others_waits_for_one_item_and_gets_them_sooner(
+    credit: int, others: int, rest: int
+) -> None:
+    here = rounds({own(f"sae-{number}"): 999 for number in range(others)}, credit)
+    served(here, rest)
+    for _ in range(99):
+        here.push(own("sae-late"), object())
+    first = served(here, 2)
+    assert first[own("sae-late")] >= (1 if rest > others else 0)
+    # Every second item, and its turn among the rest, until it has taken the turns that passed.
+    turns = served(here, 99)
+    fair, ahead = 101 / (others + 1), min(credit, (rest - 1) // others)
+    assert abs((first + turns)[own("sae-late")] - fair - ahead * others / (others + 1)) <= 2
+
+
+@given(st.integers(0, 20), st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=12))
+def test_who_comes_and_goes_gains_its_credit_once_and_keeps_nobody_waiting(
+    credit: int, visits: list[tuple[int, int]]
+) -> None:
+    goes, steady, third = own("sae-goes"), own("sae-steady"), own("sae-third")
+    here = rounds({steady: 2000, third: 2000}, credit)
+    story: list[Payer] = []
+    for items, pause in visits:
+        for _ in range(items):
+            here.push(goes, object())
+        while here.waits(goes):
+            story += served(here, 1)
+        for _ in range(pause):
+            story += served(here, 1)
+    had = [0]
+    for payer in story:
+        had.append(had[-1] + (payer == goes) - (payer == steady))
+    gain = max((had[till] - had[since] for till in range(len(had)) for since in range(till)), default=0)
+    assert gain <= credit + 2
+    for since in range(len(story) - 6):
+        assert steady in story[since : since + 6], "half of its turns, whoever comes"
+
+
+def test_a_neighbour_whose_applications_come_and_go_under_many_names_gains_nothing() -> None:
+    honest = behind("b", "a", "sae-a")
+    here = rounds({honest: 999}, 16)
+    turns: Counter[Payer] = Counter()
+    for number in range(600):
+        here.push(behind("liar", f"n{number}", f"sae-{number}"), object())
+        turns += served(here, 1)
+    assert 290 <= turns[honest] <= 310
+
+
+def test_of_those_who_took_their_turns_only_so_many_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KEPT", 10)
+    here = rounds({own("sae-steady"): 999}, 30)
+    (level,) = here._levels.values()
+    for number in range(100):
+        here.push(own(f"sae-{number}"), object())
+        while here.waits(own(f"sae-{number}")):
+            served(here, 1)
+        assert len(level._had) <= 10
+    served(here, 60)
+    assert list(level._had) == [own("sae-steady")], "turns that are long past are forgotten"
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_is_kept_of_who_does_not_wait(seed: int) -> None:
+def test_nothing_is_kept_where_nobody_waits(seed: int) -> None:
     rng = random.Random(seed)
-    here: Rounds[object] = Rounds()
+    here: Rounds[object] = Rounds(seed % 5)
     payers = [behind(rng.choice("bcd"), rng.choice("xy"), rng.choice("pqr")) for _ in range(9)] + [own("s")]
     waiting: list[tuple[Payer, object]] = []
     for _ in range(300):
