@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -25,6 +26,7 @@ SERVER = (ExtendedKeyUsageOID.SERVER_AUTH,)
 Key = ec.EllipticCurvePrivateKey | mldsa.MLDSA65PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | mldsa.MLDSA65PublicKey
 Window = tuple[datetime, datetime]
+Builder = TypeVar("Builder", x509.CertificateBuilder, x509.CertificateSigningRequestBuilder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,11 @@ class Leaf:
         if not self.name or not self.name.isprintable():
             raise ConfigError(f"{self.name!r} is no name for a certificate", "use printable characters")
 
-    def extend(self, builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
-        """Add the extensions of an end certificate."""
-        names = [x509.UniformResourceIdentifier(urn(self.role, self.name))] if self.role else []
+    def extend(self, builder: Builder) -> Builder:
+        """Add the extensions of an end certificate, or of the request for one."""
+        names: list[x509.GeneralName] = (
+            [x509.UniformResourceIdentifier(urn(self.role, self.name))] if self.role else []
+        )
         alternatives = x509.SubjectAlternativeName([*names, *map(_host, self.hosts)])
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage(ca=False), critical=True)
@@ -56,7 +60,7 @@ class Leaf:
 
 def authority(domain: str, role: str, window: Window) -> tuple[x509.Certificate, Key]:
     """A self-signed CA that signs end certificates only."""
-    key = _new_key("ml-dsa-65" if role == "node" else "p-384")
+    key = new_key("ml-dsa-65" if role == "node" else "p-384")
     return _authority(_subject(domain, f"{domain} {role} CA"), key, window), key
 
 
@@ -95,16 +99,31 @@ def issue(
     leaf: Leaf, domain: str, ca: x509.Certificate, ca_key: Key, window: Window
 ) -> tuple[x509.Certificate, Key]:
     """An end certificate; it never outlives its CA. Raises ConfigError for a host it cannot carry."""
-    key = _new_key("p-256" if leaf.algorithm == "ecdsa" else leaf.algorithm)
-    builder = _issued(_subject(domain, leaf.name), key.public_key(), ca, window)
-    return _sign(leaf.extend(builder), ca_key), key
+    key = new_key("p-256" if leaf.algorithm == "ecdsa" else leaf.algorithm)
+    return vouch(leaf, domain, key.public_key(), ca, ca_key, window), key
+
+
+def vouch(
+    leaf: Leaf, domain: str, public: PublicKey, ca: x509.Certificate, ca_key: Key, window: Window
+) -> x509.Certificate:
+    """An end certificate for a key that is elsewhere; as `issue`."""
+    return _sign(leaf.extend(_issued(_subject(domain, leaf.name), public, ca, window)), ca_key)
+
+
+def request(leaf: Leaf, key: Key) -> x509.CertificateSigningRequest:
+    """What the holder of a key asks a CA for (PKCS #10). The domain is the CA's to say."""
+    common = [x509.NameAttribute(NameOID.COMMON_NAME, leaf.name)] if len(leaf.name.encode()) <= 64 else []
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(common))
+    return leaf.extend(builder).sign(
+        key, hashes.SHA384() if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    )
 
 
 def reissue(
-    certificate: x509.Certificate, key: Key, ca: x509.Certificate, ca_key: Key, window: Window
+    certificate: x509.Certificate, public: PublicKey, ca: x509.Certificate, ca_key: Key, window: Window
 ) -> x509.Certificate:
     """An end certificate that says the same of a key, its own or a new one, for another time."""
-    builder = _issued(certificate.subject, key.public_key(), ca, window)
+    builder = _issued(certificate.subject, public, ca, window)
     for extension in certificate.extensions:
         if not isinstance(extension.value, (x509.SubjectKeyIdentifier, x509.AuthorityKeyIdentifier)):
             builder = builder.add_extension(extension.value, extension.critical)
@@ -148,10 +167,11 @@ def new_key_like(certificate: x509.Certificate) -> Key:
     public = certificate.public_key()
     if isinstance(public, ec.EllipticCurvePublicKey):
         return ec.generate_private_key(public.curve)
-    return _new_key("ml-dsa-65" if isinstance(public, mldsa.MLDSA65PublicKey) else type(public).__name__)
+    return new_key("ml-dsa-65" if isinstance(public, mldsa.MLDSA65PublicKey) else type(public).__name__)
 
 
-def _new_key(algorithm: str) -> Key:
+def new_key(algorithm: str) -> Key:
+    """A private key: ml-dsa-65, p-256 or p-384. Raises ConfigError for any other kind."""
     match algorithm:
         case "ml-dsa-65":
             return mldsa.MLDSA65PrivateKey.generate()

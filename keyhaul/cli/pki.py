@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from keyhaul.pki.rollover import Step
 
 app = typer.Typer(
-    help="Certificates: show, issue, renew, rotate-ca, switch-ca, drop-ca, trust.",
+    help="Certificates: show, issue, renew, rotate-ca, switch-ca, drop-ca, trust, request, sign.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -39,6 +39,18 @@ class Role(StrEnum):
     PLAIN = "plain"
 
 
+class Asking(StrEnum):
+    """Whose key may stay where it was made."""
+
+    NODE = "node"
+    SAE_PORT = "sae-port"
+    ADMIN_PORT = "admin-port"
+    SAE = "sae"
+    ADMIN = "admin"
+    DEVICE = "device"
+    DEVICE_CLIENT = "device-client"
+
+
 class Authority(StrEnum):
     """What a CA signs for."""
 
@@ -51,6 +63,9 @@ class Authority(StrEnum):
 
 Directory = Annotated[Path, typer.Option("--pki", help="The directory of the CAs.")]
 Domain = Annotated[str, typer.Option(help="The domain; may be left out where there is one.")]
+Hosts = Annotated[
+    list[str] | None, typer.Option(help="Host names and addresses of a server; repeat for more.")
+]
 Days = Annotated[int | None, typer.Option(min=1, help="Days that it shall be valid.")]
 
 
@@ -186,7 +201,7 @@ def renew(
         int | None, typer.Option(help="With --all: only those with fewer days left than that.")
     ] = None,
     new_key: Annotated[
-        bool, typer.Option("--new-key", help="Replace the private keys as well; else they stay.")
+        bool, typer.Option("--new-key", help="Replace the private keys that are here, too.")
     ] = False,
     days: Days = None,
     as_json: Json = False,
@@ -208,7 +223,10 @@ def renew(
                 for file, each in issued_under(pki, domain)
                 if within is None or (each.not_valid_after_utc - now).days < within
             ]
-        done = [again(pki, file, new_key=new_key) for file in certs or []]
+        done = [
+            again(pki, file, new_key=new_key and not (all_of_them and not file.with_suffix(".key").exists()))
+            for file in certs or []
+        ]
     if as_json:
         said = [
             {
@@ -226,6 +244,64 @@ def renew(
         key = "new key" if each.new_key else "same key"
         say(f"{each.file}: valid until {each.after.not_valid_after_utc:%Y-%m-%d}, {key}")
     say(f"{len(done)} renewed" + ("; nodes read them with `keyhaul reload`, or on SIGHUP" if done else ""))
+
+
+@app.command()
+def request(
+    role: Annotated[Asking, typer.Argument(help="What the certificate is for.")],
+    name: Annotated[str, typer.Argument(help="Node, SAE, operator or device it shall speak for.")],
+    into: Annotated[Path, typer.Option(help="Where NAME.key and NAME.csr go.")] = Path(),
+    host: Hosts = None,
+    ml_dsa: Annotated[bool, typer.Option("--ml-dsa", help="For sae: ML-DSA-65 instead of ECDSA.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace both if they are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a private key that stays here, and a request for its certificate, for `keyhaul pki sign`."""
+    from keyhaul.pki import requests
+
+    wanted = requests.leaf(role, name, tuple(host or ()), ml_dsa=ml_dsa)
+    done = requests.ask(wanted, into, overwrite=overwrite)
+    _listed(
+        {"request": str(done.request), "key": str(done.key), "public_key": done.digest},
+        as_json,
+        "have the CA's operator sign it with `keyhaul pki sign`, and tell public_key by another way",
+    )
+
+
+@app.command()
+def sign(
+    csr: Annotated[Path, typer.Argument(help="The request, PEM.")],
+    role: Annotated[Asking, typer.Argument(help="What the certificate is for.")],
+    name: Annotated[str, typer.Argument(help="Node, SAE, operator or device it speaks for.")],
+    directory: Directory = Path("pki"),
+    domain: Domain = "",
+    host: Hosts = None,
+    public_key: Annotated[
+        str, typer.Option(help="SHA-256 of the public key, as its holder told you; no other is signed.")
+    ] = "",
+    days: Days = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the certificate.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Issue a certificate to a request; exit code 1 if it asks for anything but what you name here."""
+    from keyhaul.pki import requests
+    from keyhaul.pki.files import alone
+    from keyhaul.pki.rollover import fingerprint
+
+    with alone(directory):
+        pki = _open(directory, leaf=days, overwrite=overwrite)
+        wanted = requests.leaf(role, name, tuple(host or ()))
+        done = requests.sign(pki, _domain(pki, domain), role, wanted, csr, public_key)
+    said = {
+        "speaks_for": f"{role} {name}",
+        "hosts": ", ".join(host or ()),
+        "public_key": done.digest,
+        "not_after": done.certificate.not_valid_after_utc.isoformat(),
+        "fingerprint": fingerprint(done.certificate),
+        "cert": str(done.file),
+        "ca": str(done.ca),
+    }
+    _listed(said, as_json, "bring cert and ca to the holder of the key")
 
 
 @app.command("rotate-ca")
@@ -328,6 +404,16 @@ def trust(
         say(f"{done.domain}: nothing is different")
     elif added and not fingerprint:
         note("compare the fingerprint with the operators of that domain before you reload")
+
+
+def _listed(said: dict[str, str], as_json: bool, following: str) -> None:
+    if as_json:
+        document(said)
+        return
+    for side, value in said.items():
+        if value:
+            say(f"  {side:<11} {value}")
+    say(f"next: {following}")
 
 
 def _open(directory: Path, *, leaf: int | None = None, ca: int | None = None, overwrite: bool = False) -> Pki:

@@ -81,7 +81,7 @@ class Pki:
         if not domains or len(set(domains)) < len(domains):
             raise ConfigError("a PKI needs at least one domain, and each once", "name the domains")
         for name in domains:
-            _check_name("domain", name)
+            check_name("domain", name)
         pki = cls(directory, tuple(domains), lifetimes or Lifetimes(), overwrite)
         pki._refuse(pki.anchors, *(pki.ca(d, role) for d in domains for role in ROLES))
         for name in domains:
@@ -103,18 +103,18 @@ class Pki:
 
     def node(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """A node, as server and client of its neighbours; it believes the nodes of all domains."""
-        _check_name("node", name)
+        check_name("node", name)
         leaf = Leaf(name, "node", hosts, (*SERVER, *CLIENT), "ml-dsa-65")
         return self._issue(domain, "node", "node", leaf, self.anchors)
 
     def sae_port(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """The port of node `name` for SAEs of its domain."""
-        _check_name("node", name)
+        check_name("node", name)
         return self._issue(domain, "sae", "sae-port", Leaf(name, None, hosts, SERVER))
 
     def admin_port(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """The port of node `name` for operators of its domain."""
-        _check_name("node", name)
+        check_name("node", name)
         return self._issue(domain, "admin", "admin-port", Leaf(name, None, hosts, SERVER))
 
     def admin(self, domain: str, name: str) -> Files:
@@ -139,7 +139,7 @@ class Pki:
 
         Its own CA, ECDSA, is made with the first of these certificates; foreign KMEs have to trust it.
         """
-        _check_name("node", name)
+        check_name("node", name)
         if domain in self.domains and not self.ca(domain, "plain").exists():
             self._found(domain, "plain")
         bundle = self.directory / domain / "plain" / f"{name}.ca.pem"
@@ -197,6 +197,7 @@ def _suffixed(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def _check_name(kind: str, name: str) -> None:
+def check_name(kind: str, name: str) -> None:
+    """Raise ConfigError for a name that is none of a `kind`."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no {kind} name", "use 1 to 63 characters of a-z, 0-9 and -")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from keyhaul.certificates import new_key_like, reissue
+from keyhaul.certificates import PublicKey, new_key_like, reissue
 from keyhaul.errors import ConfigError
 from keyhaul.identity import is_ca, issued_by
 from keyhaul.pki.files import certificates_in, key_in, pem, signer, write, write_key
@@ -34,20 +34,27 @@ class Renewed:
 def renew(pki: Pki, file: Path, *, new_key: bool = False) -> Renewed:
     """Replace one end certificate, and with `new_key` its private key, beside it as `.key`.
 
-    Raises ConfigError unless a CA of the PKI issued it and the key beside it is its own.
+    Where there is no key beside it, as it stays with its party, the certificate is for the same one. Raises
+    ConfigError unless a CA of the PKI issued it and the key beside it is its own.
     """
     before = certificates_in(file, _ISSUE)[0]
     if is_ca(before):
         raise ConfigError(f"{file}: that is a CA", "give it a successor with `keyhaul pki rotate-ca`")
     domain, role = _issuer(pki, file, before)
     key_file = file.with_suffix(".key")
-    if (key := key_in(key_file)).public_key() != before.public_key():
+    key, public = None, before.public_key()
+    if key_file.exists() and key_in(key_file).public_key() != public:
         raise ConfigError(f"{key_file} does not belong to the certificate beside it", _ISSUE)
     if new_key:
+        if not key_file.exists():
+            raise ConfigError(f"{key_file} is not here", "have its party ask with `keyhaul pki request`")
         key = new_key_like(before)
+        public = key.public_key()
+    if not isinstance(public, PublicKey):
+        raise ConfigError(f"{file}: the key is neither ECDSA nor ML-DSA-65", _ISSUE)
     ca, ca_key = signer(pki.ca(domain, role))
-    after = reissue(before, key, ca, ca_key, pki.lifetimes.window(pki.lifetimes.leaf))
-    if new_key:
+    after = reissue(before, public, ca, ca_key, pki.lifetimes.window(pki.lifetimes.leaf))
+    if key is not None:
         write_key(key_file, key, overwrite=True)
     write(file, pem([after]), 0o644, overwrite=True)
     return Renewed(file, before, after, new_key)

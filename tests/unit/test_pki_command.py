@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import shutil
+import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from keyhaul.certificates import CLIENT, SERVER, Leaf, request
 from keyhaul.pki import Lifetimes, Pki
-from keyhaul.pki.files import certificates_in
+from keyhaul.pki.files import certificates_in, key_in
 from keyhaul.pki.rollover import fingerprint
 from tests.unit.test_cli import run
 
@@ -201,3 +209,107 @@ def test_a_directory_of_several_domains_has_to_be_told_which(
     assert both.at_home("rotate-ca", "sae", "--domain", "south")["files"] == [
         str(both.pki.ca("south", "sae"))
     ]
+
+
+# ---------------------------------------------------------------------- keys that stay with their party
+
+PARTIES = ("node", "sae-port", "admin-port", "sae", "admin", "device", "device-client")
+SERVERS = ("node", "sae-port", "admin-port", "device")
+
+
+@pytest.mark.parametrize("party", PARTIES)
+def test_a_request_gets_what_issue_would_have_made(
+    operator: Operator, pki: Pki, tmp_path: Path, party: str
+) -> None:
+    hosts = ("--host", "n2.example", "--host", "192.0.2.7") if party in SERVERS else ()
+    asked = operator.reads("request", party, "n2", "--into", str(tmp_path), *hosts)
+    assert stat.S_IMODE(Path(asked["key"]).stat().st_mode) == 0o600
+    before = Path(asked["key"]).read_bytes()
+    assert "exists already" in operator.types(
+        "request", party, "n2", "--into", str(tmp_path), *hosts, fails=2
+    )
+    assert Path(asked["key"]).read_bytes() == before
+    signed = operator.at_home(
+        "sign", asked["request"], party, "n2", *hosts, "--public-key", asked["public_key"]
+    )
+    made = certificates_in(Path(signed["cert"]), "")[0]
+    operator.at_home("sign", asked["request"], party, "n2", *hosts, fails=2)
+    other = pki.directory.parent / "other"
+    shutil.copytree(pki.directory, other)
+    issued = operator.reads("issue", party, "n2", *hosts, "--pki", str(other), "--overwrite")
+    like = certificates_in(Path(issued["cert"]), "")[0]
+    if not hosts:
+        assert made.subject == like.subject
+    for each in made.extensions:
+        if each.oid._name not in ("subjectKeyIdentifier",):
+            assert each.value == like.extensions.get_extension_for_oid(each.oid).value
+    assert type(made.public_key()) is type(like.public_key())
+    assert key_in(Path(asked["key"])).public_key() == made.public_key()
+    assert Path(signed["ca"]) == Path(issued["ca"].replace(str(other), str(pki.directory)))
+    assert operator.reads("show", str(pki.directory))["ok"]
+    operator.at_home("renew", signed["cert"], "--new-key", fails=2)
+    operator.at_home("renew", "--all", "--new-key")
+    (after,) = certificates_in(Path(signed["cert"]), "")
+    assert after.serial_number != made.serial_number
+    assert after.public_key() == made.public_key()
+
+
+def test_a_request_is_refused_if_it_asks_for_anything_but_what_the_operator_says(
+    operator: Operator, pki: Pki, tmp_path: Path
+) -> None:
+    """Exit code 1, with the cause; and nothing is written."""
+    wanted = Leaf("n2", "node", ("n2.example",), (*SERVER, *CLIENT), "ml-dsa-65")
+    key = mldsa.MLDSA65PrivateKey.generate()
+    good = request(wanted, key)
+    names = good.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+    def made(*more: tuple[x509.ExtensionType, bool], subject: str = "CN=n2", signer: Any = key) -> bytes:
+        builder = x509.CertificateSigningRequestBuilder()
+        builder = builder.subject_name(x509.Name.from_rfc4514_string(subject))
+        for value, critical in more or ((names, False),):
+            builder = builder.add_extension(value, critical)
+        digest = None if isinstance(signer, mldsa.MLDSA65PrivateKey) else hashes.SHA256()
+        return builder.sign(signer, digest).public_bytes(serialization.Encoding.PEM)
+
+    usage = {word: False for word in ("content_commitment", "key_encipherment", "data_encipherment")}
+    usage |= {word: False for word in ("key_agreement", "crl_sign", "encipher_only", "decipher_only")}
+    forged = bytearray(good.public_bytes(serialization.Encoding.DER))
+    forged[-1] ^= 1
+    body = base64.encodebytes(bytes(forged)).decode()
+    elsewhere = x509.SubjectAlternativeName([*names, x509.DNSName("n1.example")])
+    bad = {
+        "nobody proves": f"-----BEGIN CERTIFICATE REQUEST-----\n{body}-----END CERTIFICATE REQUEST-----\n",
+        "no certificate request": "nonsense",
+        "basicConstraints": made((names, False), (x509.BasicConstraints(True, None), True)),
+        "keyUsage": made(
+            (names, False), (x509.KeyUsage(digital_signature=True, key_cert_sign=True, **usage), True)
+        ),
+        "extendedKeyUsage": made(
+            (names, False), (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), False)
+        ),
+        "TLSFeature": made((names, False), (x509.TLSFeature([x509.TLSFeatureType.status_request]), False)),
+        "nameConstraints": made((names, False), (x509.NameConstraints(None, [x509.DNSName("a")]), True)),
+        "n1.example": made((elsewhere, False)),
+        "(none)": made((x509.BasicConstraints(False, None), True)),
+        "its subject has CN=n3": made(subject="CN=n3"),
+        "its subject has O=elsewhere": made(subject="CN=n2,O=elsewhere"),
+        "its subject has C=ES": made(subject="CN=n2,C=ES"),
+        "kind of key": made(signer=ec.generate_private_key(ec.SECP256R1())),
+    }
+    file = tmp_path / "n2.csr"
+    words = ("sign", str(file), "node", "n2", "--host", "n2.example", "--pki", str(pki.directory))
+    for cause, content in bad.items():
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        assert cause in operator.types(*words, fails=1), cause
+    file.write_bytes(made(subject="CN=n2,O=lab"))
+    assert "not the one given" in operator.types(*words, "--public-key", "00" * 32, fails=1)
+    assert "asks for the names" in operator.types(*words, "--host", "more.example", fails=1)
+    assert "see --host" in operator.types("sign", str(file), "node", "n2", *words[-2:], fails=2)
+    assert "No such file" in operator.types("sign", "/nonexistent", *words[2:], fails=2)
+    assert not (pki.directory / "lab" / "node" / "n2.pem").exists()
+    assert "private key of that party is here" in operator.types(
+        "sign", str(file), "node", "n1", *words[4:], fails=2
+    )
+    operator.types(*words)  # what other tools leave out, the CA says by itself
+    (issued,) = certificates_in(pki.directory / "lab" / "node" / "n2.pem", "")
+    assert not issued.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
