@@ -397,13 +397,19 @@ class Node:
         return told
 
     def _reload_certificates(self, outcome: Outcome) -> None:
-        changed, refused = tls.reload({**self._contexts, **self.neighbourhood.contexts})
+        done = tls.reload({**self._contexts, **self.neighbourhood.contexts})
         if self._workers is not None:
             self._workers.reload()
         outcome.changed += [
-            f"certificate of the {each}" if each.endswith("port") else each for each in changed
+            f"certificate of the {each}" if each.endswith("port") else each for each in done.shows
         ]
-        outcome.kept += refused
+        sealed = {f"towards {name}" for name in self.links}  # they believe whom the node port believes
+        outcome.changed += [
+            f"CAs that the {each} believes" if each.endswith("port") else f"CAs believed {each}"
+            for each in done.believes
+            if each != "node port" and each not in sealed
+        ]
+        outcome.kept += done.refused
         own = self.config.listeners.node
         try:
             anchors = Anchors.of_domains(_read(own.ca))

@@ -61,7 +61,9 @@ def import_without_system_anchors(name: str) -> None:
 
 
 def log_to_stderr() -> None:
-    """One JSON object a line, for daemons."""
+    """One JSON object a line, for daemons; what our TLS tells `logging` comes out like the rest."""
+    import logging
+
     import structlog
 
     from keyhaul import story
@@ -80,3 +82,11 @@ def log_to_stderr() -> None:
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Journal(sys.stderr.fileno()))),
         cache_logger_on_first_use=True,
     )
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            structlog.get_logger(record.name).log(record.levelno, record.getMessage())
+
+    ours = logging.getLogger("keyhaul")
+    ours.addHandler(Told())
+    ours.propagate = False

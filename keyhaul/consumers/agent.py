@@ -86,8 +86,7 @@ async def _respond(
         while not stop.is_set():
             await until(stop, FRESH_CERTIFICATES)
             assert listening.context is not None
-            _, refused = tls.reload({"channel": listening.context})
-            for each in refused:
+            for each in tls.reload({"channel": listening.context}).refused:
                 log.warning("the new certificate cannot be used; the last one stays", cause=each)
     finally:
         await listening.close()

@@ -24,6 +24,7 @@ from keyhaul.errors import KeyhaulError, Malformed, TimedOut, TooLarge
 log = structlog.get_logger("keyhaul.edge")
 
 REACHED = (  # what Connection uses of aiohttp's own; a release without one of them reads every head itself
+    "_current_request",
     "_drain_helper",
     "_handler_waiter",
     "_keepalive_timeout",
@@ -69,7 +70,7 @@ class Connection(web.RequestHandler):
     that it has to read. Where this touches what aiohttp keeps of a connection, it does as aiohttp does.
     """
 
-    __slots__ = ("_behind", "_direct", "_heads", "caller", "number", "port", "surplus")
+    __slots__ = ("_behind", "_call", "_direct", "_heads", "caller", "number", "port", "surplus")
 
     def __init__(
         self, server: web.Server, port: Host, number: int, *, loop: asyncio.AbstractEventLoop
@@ -88,6 +89,7 @@ class Connection(web.RequestHandler):
         self.surplus = False
         self._heads = Heads() if port.direct else None
         self._direct: asyncio.Task[None] | None = None
+        self._call: HttpCall | None = None  # what it answers
         self._behind: deque[bytes] = deque()  # what came while it was at work
 
     def find_caller(self) -> str:
@@ -115,7 +117,8 @@ class Connection(web.RequestHandler):
             super().data_received(data)
         elif self._rests() and (found := heads.find(data)) is not None:
             self._request_in_progress = True
-            self._direct = self._loop.create_task(self._reply(HttpCall(self, None, *found)))
+            self._call = HttpCall(self, None, *found)
+            self._direct = self._loop.create_task(self._reply(self._call))
         else:
             before = len(self._messages)
             super().data_received(data)
@@ -161,7 +164,7 @@ class Connection(web.RequestHandler):
         super()._process_keepalive()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  aiohttp's
-        """Let the call in progress finish for at most so many seconds, in all.
+        """Let the call in progress finish for at most so many seconds, in all; else the port hears of it.
 
         aiohttp waits for the request, and then as long again for its own task, which ends with the request
         if it serves it; while a call is served directly, that task is over, and nothing is waited for twice.
@@ -169,9 +172,14 @@ class Connection(web.RequestHandler):
         half = None if timeout is None else timeout / 2
         if self._direct is not None:
             await asyncio.wait({self._direct}, timeout=half)
+        current = self._current_request
         await super().shutdown(half)
         if self._direct is not None:
+            assert self._call is not None
+            self.port.refusals.cut_off(self.caller, self._call.method, self._call.path)
             self._direct.cancel()
+        elif current is not None and not current.writer.output_size:
+            self.port.refusals.cut_off(self.caller, current.method, current.rel_url.raw_path)
 
     def handle_error(
         self,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
 
 from keyhaul.edge.accepting import Traffic
 from keyhaul.errors import KeyhaulError, Unavailable
+
+LISTED = 20
+"""Requests that were cut off which one line lists."""
 
 Note = Callable[..., None]
 """Takes an event and its fields, for the audit log."""
@@ -23,6 +27,7 @@ class Refusals:
         self.role = role
         self._traffic = traffic
         self._note = note
+        self._cut: Counter[str] = Counter()
 
     def tell(self, error: KeyhaulError, status: int, caller: str | None, method: str, path: str) -> None:
         """A call was answered with `status`; `path` as it was sent."""
@@ -35,6 +40,21 @@ class Refusals:
         fields = {"status": status, "cause": cause, "method": method, "path": path[:256]}
         log.warning("request refused", **fields, **{self.role: caller})
         self._note("refused", role=self.role, caller=caller, **fields)
+
+    def cut_off(self, caller: str | None, method: str, path: str) -> None:
+        """A call is given up because its port closes; `path` without parameters, which may name keys."""
+        self._cut[f"{caller or 'nobody yet'}: {method} {path[:256]}"] += 1
+
+    def tell_cut_off(self) -> None:
+        """One line for all of them, if there are any: their number, and the most frequent."""
+        if self._cut:
+            log.warning(
+                "requests cut off because the port closes",
+                role=self.role,
+                count=self._cut.total(),
+                requests=dict(self._cut.most_common(LISTED)),
+            )
+        self._cut.clear()
 
     def shown(self, bug: BaseException) -> KeyhaulError:
         """What the caller sees of an error: those that blame nobody but us tell nothing of our inside."""

@@ -112,11 +112,15 @@ class Port:
         return [acceptor.listener.getsockname()[:2] for acceptor in self._acceptors]
 
     async def close(self) -> None:
-        """Stop listening, let requests in progress finish for at most `grace` seconds, hang up."""
+        """Stop listening, let requests in progress finish for at most `grace` seconds, hang up.
+
+        One log line says which did not.
+        """
         for acceptor in self._acceptors:
             await acceptor.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        self.refusals.tell_cut_off()
         self._acceptors.clear()
 
     def _middleware(self) -> Middleware:

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -114,7 +114,7 @@ def equals_context(credentials: Credentials, check: Check, *, server_side: bool)
 
     groups = frozenset(group.lower() for group in PQ_GROUPS)
     made = TlsContext(build, server_side=server_side, groups=groups, check=check)
-    _shown[made] = credentials, _digest(credentials.cert)
+    _shown[made] = _remembered(credentials)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     return made
 
@@ -127,29 +127,41 @@ def anonymous_context(ca: Path, policy: Policy) -> ssl.SSLContext:
     return _context(None, ca, policy, server_side=False)
 
 
-def reload(contexts: Mapping[str, ssl.SSLContext]) -> tuple[list[str], list[str]]:
-    """Read the files of all contexts again, for new connections.
+@dataclass(slots=True)
+class Reloaded:
+    """Names of contexts that show another certificate now, of those that believe other CAs, and, with the
+    cause, of those whose files do not load: they go on with what they have."""
 
-    Returns the names of those whose own certificate is another now, and, with the cause, of those whose
-    files do not load: they go on with what they have.
-    """
-    changed, refused = [], []
+    shows: list[str] = field(default_factory=list)
+    believes: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def reload(contexts: Mapping[str, ssl.SSLContext]) -> Reloaded:
+    """Read the files of all contexts again, for new connections."""
+    done = Reloaded()
     for name, context in contexts.items():
         assert isinstance(context, TlsContext)
-        credentials, shown = _shown[context]
+        credentials, shown, believed = _shown[context]
         try:
             context.reload()
         except ConfigError as error:
-            refused.append(f"{name}: {error.cause}")
+            done.refused.append(f"{name}: {error.cause}")
             continue
-        _shown[context] = credentials, _digest(credentials.cert)
-        if _shown[context][1] != shown:
-            changed.append(name)
-    return changed, refused
+        fresh = _shown[context] = _remembered(credentials)
+        if fresh[1] != shown:
+            done.shows.append(name)
+        if fresh[2] != believed:
+            done.believes.append(name)
+    return done
 
 
-_shown: WeakKeyDictionary[TlsContext, tuple[Credentials, bytes]] = WeakKeyDictionary()
-"""From which files a context was made, and the digest of the certificate it shows."""
+_shown: WeakKeyDictionary[TlsContext, tuple[Credentials, bytes, bytes]] = WeakKeyDictionary()
+"""The files of a context, and the digests of the certificate it shows and of the CAs it believes."""
+
+
+def _remembered(credentials: Credentials) -> tuple[Credentials, bytes, bytes]:
+    return credentials, _digest(credentials.cert), _digest(credentials.ca)
 
 
 def _digest(path: Path) -> bytes:
@@ -190,7 +202,7 @@ def _context(own: Credentials | None, ca: Path, policy: Policy, *, server_side: 
     demanded = frozenset(group.lower() for group in PQ_GROUPS) if policy is Policy.PQ else frozenset[str]()
     context = TlsContext(build, server_side=server_side, groups=demanded)
     if own is not None:
-        _shown[context] = own, _digest(own.cert)
+        _shown[context] = _remembered(own)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if policy is Policy.PQ else ssl.TLSVersion.TLSv1_2
     return context
 

@@ -78,6 +78,9 @@ class _Reported(Refusals):
         super().__init__("sae", Traffic(), lambda event, **fields: None)
         self._channel = channel
 
+    def cut_off(self, caller: str | None, method: str, path: str) -> None:
+        """The node sees it by itself."""
+
     def told(self, reason: str, status: int, cause: str, caller: str | None, method: str, path: str) -> None:
         now = story.current() or story.new()
         ids = (now.request, now.context.trace, now.context.span)
@@ -117,8 +120,7 @@ class NodeEnd(Channel):
         elif kind == Kind.SETTINGS:
             self.settings.set_result(msgspec.json.decode(content))
         elif kind == Kind.RELOAD and self.front is not None:
-            _, refused = tls.reload({"sae port of a worker": self.front.tls})
-            for cause in refused:
+            for cause in tls.reload({"sae port of a worker": self.front.tls}).refused:
                 log.error("not reloaded", cause=cause)
         elif kind == Kind.PING:
             self.send(Kind.PONG)

@@ -90,7 +90,7 @@ class Workers:
         self._ends: list[WorkerEnd] = []
         self._some = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], HandedCall] = {}
         self._acceptors: list[Acceptor] = []
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
@@ -131,7 +131,10 @@ class Workers:
         }
 
     async def close(self) -> None:
-        """Stop listening, let requests in progress finish for at most `grace` seconds, end the workers."""
+        """Stop listening, let requests in progress finish for at most `grace` seconds, end the workers.
+
+        One log line says which did not.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.bounds.grace
         for acceptor in self._acceptors:
@@ -140,10 +143,13 @@ class Workers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*(end.drain(self.bounds.grace + SPARE) for end in [*self._ends]))
-        if self._calls:  # of clients that went away
+        if self._calls:  # of clients that went away, or were let down
             _, late = await asyncio.wait(self._calls, timeout=max(0.0, until - loop.time()))
             for task in late:
+                call = self._calls[task]
+                self.refusals.cut_off(call.caller, call.method, call.path)
                 task.cancel()
+        self.refusals.tell_cut_off()
         self._acceptors.clear()
 
     # ------------------------------------------------------------------ workers come and go
@@ -198,8 +204,8 @@ class Workers:
         if kind == Kind.CALL and visitor is not None and visitor.caller is not None:
             call = HandedCall(visitor.caller, *unpack_call(content))
             task = asyncio.get_running_loop().create_task(self._serve(end, number, visitor, call))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            self._calls[task] = call
+            task.add_done_callback(self._calls.pop)
         elif kind == Kind.SHAKEN and visitor is None:
             end.visitors[number] = Visitor()
             self.traffic.met()

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from keyhaul.edge.accepting import Bounds
 from keyhaul.edge.client import SaeClient
@@ -97,6 +98,9 @@ async def held_up(directory: Path) -> None:
             os.kill(testbed.pid("n2"), signal.SIGCONT)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
+        (said,) = [line for line in lines(testbed, "n1") if "cut off" in line["event"]]
+        assert (said["level"], said["role"], said["count"]) == ("warning", "sae", 1)
+        assert said["requests"] == {"sae-n1: POST /api/v1/keys/sae-n2/enc_keys": 1}
 
 
 def test_all_ports_of_a_kind_close_at_once_and_those_of_applications_first(
@@ -183,5 +187,68 @@ def test_a_port_waits_for_its_requests_for_its_grace_and_not_for_twice_that(
             began = loop.time()
             await here.port.close()
             assert loop.time() - began < 2 * bounds.grace
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("seen", [0, 2])
+def test_one_line_says_which_requests_were_cut_off(cast: Cast, workers: int, seen: int) -> None:
+    """Those that were answered in time, and connections without a request, are not among them."""
+
+    async def scene() -> None:
+        slow = Slow()
+        async with (
+            stage(cast, bounds=Bounds(grace=1.0), kernel=slow, workers=workers) as here,
+            here.connection(MASTER) as first,
+            here.connection(MASTER) as second,
+            here.connection(MASTER) as idle,
+        ):
+            slow.go.set()
+            for reader, writer in (idle, first, second):
+                for _ in range(seen):
+                    writer.write(ENC_KEYS)
+                    assert (await read_answer(reader)).status == 200
+            slow.go.clear()
+            for _, writer in (first, second):
+                slow.entered.clear()
+                writer.write(ENC_KEYS)
+                await slow.entered.wait()
+            with capture_logs() as log:
+                await here.port.close()
+            said = [line for line in log if "cut off" in line["event"]]
+            assert [(line["log_level"], line["role"], line["count"]) for line in said] == [
+                ("warning", "sae", 2)
+            ]
+            assert said[0]["requests"] == {f"{MASTER}: GET /api/v1/keys/{SLAVE}/enc_keys": 2}
+
+    asyncio.run(scene())
+
+
+def test_nothing_is_said_of_a_port_that_cuts_nothing_off(cast: Cast) -> None:
+    async def scene() -> None:
+        slow = Slow()
+        async with stage(cast, kernel=slow) as here, here.connection(MASTER) as pipe:
+            await begin(pipe, slow, 2)
+            slow.go.set()
+            with capture_logs() as log:
+                answer, _ = await asyncio.gather(read_answer(pipe[0]), here.port.close())
+            assert answer.status == 200
+            assert not [line for line in log if "cut off" in line["event"]]
+
+    asyncio.run(scene())
+
+
+def test_a_body_that_never_came_counts_as_cut_off(cast: Cast) -> None:
+    async def scene() -> None:
+        async with stage(cast, bounds=Bounds(grace=1.0)) as here, here.connection(MASTER) as pipe:
+            head = f"POST /api/v1/keys/{SLAVE}/enc_keys?secret=1 HTTP/1.1\r\nHost: localhost\r\n"
+            pipe[1].write(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+            while not here.port.traffic.clients:
+                await asyncio.sleep(0)
+            with capture_logs() as log:
+                await here.port.close()
+            (said,) = [line for line in log if "cut off" in line["event"]]
+            assert said["requests"] == {f"{MASTER}: POST /api/v1/keys/{SLAVE}/enc_keys": 1}
 
     asyncio.run(scene())

@@ -15,8 +15,9 @@ import pytest
 
 from keyhaul.config.write import toml
 from keyhaul.edge.client import SaeClient
-from keyhaul.edge.tls import Policy, client_context
+from keyhaul.edge.tls import Credentials, Policy, client_context
 from keyhaul.errors import KeyhaulError, Unavailable
+from keyhaul.pki import Pki
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import named
 from tests.e2e.test_operate import client, credentials, eventually, keyhaul, lines
@@ -47,7 +48,7 @@ async def reloaded(testbed: Testbed, node: str) -> dict[str, Any]:
     """By SIGHUP; what the log then says."""
     before = len(lines(testbed, node))
     os.kill(testbed.pid(node), signal.SIGHUP)
-    said: dict[str, Any] = await eventually(
+    said: list[dict[str, Any]] = await eventually(
         lambda: [line for line in lines(testbed, node)[before:] if "reloaded" in line["event"]]
     )
     return said[0]
@@ -217,3 +218,50 @@ async def policy_and_restart(testbed: Testbed, file: Path, whole: str) -> None:
     assert said["needs_a_restart"] == ["listeners.sae.port", "store.file", "delivery.ttl"]
     assert said["changed"] == ["policy", "log"]
     await key_through(testbed, "n1", "n2")
+
+
+def test_cas_of_ports_and_devices_are_taken_over_and_named(tmp_path: Path) -> None:
+    asyncio.run(other_cas(tmp_path / "net"))
+
+
+async def other_cas(directory: Path) -> None:
+    """A second CA comes into the files of a running node's ports, and one of them goes again."""
+    stranger = Pki.create(directory.parent / "stranger", ["lab"])
+    guest = stranger.sae("lab", "sae-n1")
+    pair = named("line-2").with_devices("instant")
+    async with Testbed(pair, directory, settings={"delivery": {"pool": 2}}) as testbed:
+        tables = tomllib.loads(testbed.layout.node_file("n1").read_text())
+        entry = next(each for each in testbed.state()["saes"] if each["id"] == "sae-n1")
+        files = {
+            "sae": Path(tables["listeners"]["sae"]["ca"]),
+            "admin": Path(tables["listeners"]["admin"]["ca"]),
+            "device": Path(tables["peers"][0]["device"]["ca"]),
+            "node": Path(tables["listeners"]["node"]["ca"]),
+        }
+        files = {role: testbed.layout.node_file("n1").parent / file for role, file in files.items()}
+        before = {role: file.read_bytes() for role, file in files.items()}
+
+        async def status() -> None:
+            tls = client_context(Credentials(guest.cert, guest.key, Path(entry["ca"])), Policy.COMPATIBLE)
+            async with SaeClient(entry["sae_url"], tls, patience=0.0) as one:
+                await one.status("sae-n2")
+
+        with pytest.raises(KeyhaulError):
+            await status()
+        for role in ("sae", "admin", "device"):
+            files[role].write_bytes(before[role] + stranger.ca("lab", role).read_bytes())
+        assert (await reloaded(testbed, "n1"))["changed"] == [
+            "CAs that the sae port believes",
+            "CAs that the admin port believes",
+            "CAs believed towards the device of n2",
+        ]
+        await status()
+        assert (await reloaded(testbed, "n1"))["changed"] == []
+        files["sae"].write_bytes(before["sae"])
+        assert (await reloaded(testbed, "n1"))["changed"] == ["CAs that the sae port believes"]
+        with pytest.raises(KeyhaulError):
+            await status()
+        more = Pki.create(directory.parent / "more", ["elsewhere"]).ca("elsewhere", "node").read_bytes()
+        files["node"].write_bytes(before["node"] + more)
+        assert (await reloaded(testbed, "n1"))["changed"] == ["CAs of nodes that are believed"]
+        await key_through(testbed, "n1", "n2")
