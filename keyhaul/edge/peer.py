@@ -8,27 +8,32 @@ stored. `render` turns every error into a problem document.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from enum import StrEnum
 from typing import Protocol
 
 from aiohttp import web
 
+from keyhaul import story
 from keyhaul.edge.accepting import Bounds
-from keyhaul.edge.connection import read_body
+from keyhaul.edge.connection import connection_of, read_body
 from keyhaul.edge.neighbours import neighbour_of
 from keyhaul.edge.server import Handler
 from keyhaul.edge.turns import Turns
 from keyhaul.errors import KeyhaulError, Malformed, Refused, Unauthorized
 from keyhaul.identity import Federation
-from keyhaul.messages import etsi020
+from keyhaul.messages import bundle, etsi020
 from keyhaul.messages.etsi020 import Ack, ExtKeys, Void
 from keyhaul.messages.problems import plain_problem, problem
 
 BOUNDS = Bounds(body=8 * 1024 * 1024, grace=3.0)  # these close after the applications' ports
 ENVELOPE_PATH = "/keyhaul/v1/envelope"
+BUNDLE_PATH = "/keyhaul/v1/envelopes"
 REFILL_PATH = "/keyhaul/v1/refill"
 RECORDS_PATH = "/keyhaul/v1/records"
+
+TOGETHER = 0.02  # seconds in which envelopes of a bundle are answered in one piece
 
 _JSON = {"Content-Type": "application/json; charset=UTF-8"}
 
@@ -67,7 +72,7 @@ class Receiving(Protocol):
         """Signed descriptors, or which ones the neighbour holds, and the answer (202)."""
 
 
-_Act = Callable[[str, bytes, web.Request], Awaitable[web.Response]]
+_Act = Callable[[str, bytes, web.Request], Awaitable[web.StreamResponse]]
 
 
 class NodePort:
@@ -104,6 +109,7 @@ class NodePort:
         add(etsi020.PATHS["ack"], self._serve(plain, self._ack, "ack_not_understood"))
         add(etsi020.PATHS["void"], self._serve(plain, self._void, "key_voiding_error"))
         add(ENVELOPE_PATH, self._serve(sealed, self._envelope))
+        add(BUNDLE_PATH, self._serve(sealed, self._bundle))
         add(REFILL_PATH, self._serve(sealed, self._refill))
         add(RECORDS_PATH, self._serve(sealed, self._records))
         versions = self._serve(plain, self._versions)
@@ -137,6 +143,45 @@ class NodePort:
         await self._kernel.envelope(peer, body)
         return web.Response(status=202)
 
+    async def _bundle(self, peer: str, body: bytes, request: web.Request) -> web.StreamResponse:
+        """Each envelope as if it had come alone; one that takes long keeps no other's answer back."""
+        envelopes = bundle.decode(body)
+        ones = [self._one(peer, place, each, request) for place, each in enumerate(envelopes)]
+        tasks = [asyncio.create_task(one, name="an envelope of several") for one in ones]
+        try:
+            done, pending = await asyncio.wait(tasks, timeout=TOGETHER)
+            if not pending:
+                return web.Response(body=_told(tasks), content_type="application/octet-stream")
+            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+            await response.prepare(request)
+            await response.write(_told(done))
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                await response.write(_told(done))
+            await response.write_eof()
+            return response
+        except ConnectionError:
+            await asyncio.wait(tasks)  # the neighbour hung up; what it sent is worked on all the same
+            raise
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            raise
+
+    async def _one(self, peer: str, place: int, envelope: bytes, request: web.Request) -> bytes:
+        """The verdict on one envelope of a bundle, with a story of its own."""
+        story.begin()
+        port = connection_of(request).port
+        try:
+            if place and self._turns is not None:  # the first was counted with its request
+                self._turns.message(peer)
+            await self._kernel.envelope(peer, envelope)
+        except Exception as bug:  # noqa: BLE001  the root of its story: the others are not touched
+            refused = port.refuse(request, port.refusals.shown(bug))
+            assert isinstance(refused.body, bytes)
+            return bundle.encode_verdict(place, refused.status, refused.body)
+        return bundle.encode_verdict(place, 202)
+
     async def _refill(self, peer: str, body: bytes, request: web.Request) -> web.Response:
         answer = await self._kernel.refill(peer, body)
         return web.Response(body=answer, content_type="application/octet-stream")
@@ -150,7 +195,7 @@ class NodePort:
     def _serve(self, kind: PeerKind, act: _Act, blame: str = "invalid_parameter") -> Handler:
         """A handler for neighbours of one kind; `blame` names the problem where a refusal itself does not."""
 
-        async def handle(request: web.Request) -> web.Response:
+        async def handle(request: web.Request) -> web.StreamResponse:
             peer = self._entitled(request, kind)
             if self._turns is not None:
                 self._turns.message(peer)
@@ -185,6 +230,10 @@ class NodePort:
         """Strangers are refused before they learn which paths exist."""
         self._entitled(request)
         return await handler(request)
+
+
+def _told(tasks: Iterable[asyncio.Task[bytes]]) -> bytes:
+    return b"".join(task.result() for task in tasks)
 
 
 def render(error: KeyhaulError) -> web.Response:

@@ -1,27 +1,30 @@
 """Posts messages to neighbours: one bounded set of keep-alive TLS connections each, and never another host.
 
 A connection is used only if the certificate at its end names the neighbour we meant, besides being good for
-the host name; this is checked before the first byte of a message leaves. Redirects are not followed.
+the host name; this is checked before the first byte of a message leaves. Redirects are not followed. Sealed
+messages that are ready at the same moment share one POST (`keyhaul.edge.joining`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp.connector import Connection
 from yarl import URL
 
+from keyhaul.edge.joining import Joined, Sent, Waiting
 from keyhaul.edge.neighbours import neighbour_of
-from keyhaul.edge.peer import BOUNDS, ENVELOPE_PATH
+from keyhaul.edge.peer import BOUNDS, BUNDLE_PATH, ENVELOPE_PATH
 from keyhaul.errors import (
     InsufficientKey,
     KeyhaulError,
@@ -33,15 +36,20 @@ from keyhaul.errors import (
 )
 from keyhaul.identity import Federation
 from keyhaul.keys import Message
+from keyhaul.messages import bundle
 from keyhaul.messages.etsi020 import PATHS
 from keyhaul.messages.problems import parse_problem, problem_slug
 from keyhaul.ports import Answer, Peers
 from keyhaul.unanswered import words
 
 _PROBLEM_LIMIT = 64 * 1024  # bytes of an answer to a message
+_SINGLY = frozenset({400, 404, 405, 413})  # what neighbours that know no bundles answer to one
+_SINGLY_FOR = 600.0  # seconds until such a neighbour is tried with one again
 _JSON = "application/json; charset=UTF-8"
 _OCTETS = "application/octet-stream"
 _PIECEWISE = 256 * 1024  # bytes from which a body is written in pieces, so that others get their turn
+_Result = TypeVar("_Result")
+_Request = AbstractAsyncContextManager[aiohttp.ClientResponse]
 _IDLE_SECONDS = BOUNDS.idle / 2  # so that it is we who close idle connections, not the listener
 
 
@@ -51,7 +59,8 @@ class HttpPeers(Peers):
     The mapping is looked at for every message; after a change of it `hang_up`.
 
     `connect_seconds` bounds name lookup, TCP and TLS; `answer_seconds` a whole exchange. At most
-    `connections` are open to one neighbour. Use it inside one event loop and `close` it there.
+    `connections` are open to one neighbour, and as many sealed messages unanswered there. Use it inside
+    one event loop and `close` it there.
     """
 
     def __init__(
@@ -68,6 +77,9 @@ class HttpPeers(Peers):
         self._connections = connections
         self._federation = federation
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._joined: dict[str, Joined] = {}
+        self._singly: dict[str, float] = {}
+        self._patience = connect_seconds
         self.skew: dict[str, float] = {}
         """By neighbour: its clock less ours in seconds, from the Date of its last answer, so to a second."""
 
@@ -76,18 +88,15 @@ class HttpPeers(Peers):
 
         Raises PeerUnreachable if none came: the neighbour may or may not have kept the message.
         """
-        base = self._base(message.peer)
-        if message.sealed:
-            url, kind = base + ENVELOPE_PATH, _OCTETS
-        else:
-            url, kind = self._plain_url(message, base), _JSON
-        exchange = partial(self._exchange, message.peer, url, message.body, kind, _PROBLEM_LIMIT)
-        async with _unreachable(message.peer):
-            try:
-                status, body = await exchange()
-            except aiohttp.ServerDisconnectedError:
-                # Most likely it just closed an idle connection; a message bears being sent again.
-                status, body = await exchange()
+        peer, base = message.peer, self._base(message.peer)
+        async with _unreachable(peer):
+            if message.sealed:
+                status, body = await self._queue(peer).post(message.body)
+            else:
+                url = self._plain_url(message, base)
+                status, body = await _twice(
+                    partial(self._exchange, peer, url, message.body, _JSON, _PROBLEM_LIMIT)
+                )
         if 300 <= status < 400:
             return Answer(status, "the peer redirects, and redirects are not followed")
         return Answer(status, "" if status < 300 else parse_problem(body))
@@ -107,12 +116,16 @@ class HttpPeers(Peers):
 
     async def close(self) -> None:
         """Close all connections; a later call opens new ones."""
+        queues, self._joined = list(self._joined.values()), {}
+        for queue in queues:
+            await queue.close()
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             await session.close()
 
     async def hang_up(self, peer: str) -> None:
         """Close the connections to one neighbour; a later message opens new ones, to where it is then."""
+        self._singly.pop(peer, None)
         session = self._sessions.pop(peer, None)
         if session is not None:
             await session.close()
@@ -150,22 +163,79 @@ class HttpPeers(Peers):
             )
         return self._sessions[peer]
 
-    async def _exchange(self, peer: str, url: str, body: bytes, kind: str, limit: int) -> tuple[int, bytes]:
-        request = self._session(peer).post(
+    def _request(self, peer: str, url: str, body: bytes, kind: str) -> _Request:
+        return self._session(peer).post(
             URL(url, encoded=True),
             data=body if len(body) < _PIECEWISE else io.BytesIO(body),
             headers={"Content-Type": kind},
             allow_redirects=False,
         )
-        async with request as response:
+
+    async def _exchange(self, peer: str, url: str, body: bytes, kind: str, limit: int) -> Sent:
+        async with self._request(peer, url, body, kind) as response:
             self._compare_clocks(peer, response.headers.get("Date", ""))
             return response.status, await _bounded(response, limit)
+
+    # --- sealed messages
+
+    def _queue(self, peer: str) -> Joined:
+        if peer not in self._joined:
+            self._joined[peer] = Joined(partial(self._carry, peer), self._connections, self._patience)
+        return self._joined[peer]
+
+    async def _carry(self, peer: str, lot: Sequence[Waiting]) -> None:
+        if len(lot) == 1:
+            await self._alone(peer, lot[0])
+        elif time.monotonic() < self._singly.get(peer, 0.0) or not await _twice(
+            partial(self._together, peer, lot)
+        ):
+            results = await asyncio.gather(*(self._alone(peer, each) for each in lot), return_exceptions=True)
+            for each, error in zip(lot, results, strict=True):
+                if isinstance(error, Exception):
+                    each.failed(error)
+
+    async def _alone(self, peer: str, one: Waiting) -> None:
+        url = self._base(peer) + ENVELOPE_PATH
+        one.told(*await _twice(partial(self._exchange, peer, url, one.body, _OCTETS, _PROBLEM_LIMIT)))
+
+    async def _together(self, peer: str, lot: Sequence[Waiting]) -> bool:
+        """One POST for several; whether the neighbour takes such."""
+        body = bundle.encode([each.body for each in lot])
+        async with self._request(peer, self._base(peer) + BUNDLE_PATH, body, _OCTETS) as response:
+            self._compare_clocks(peer, response.headers.get("Date", ""))
+            if response.status != 200:
+                problem = await _bounded(response, _PROBLEM_LIMIT)
+                if response.status in _SINGLY:
+                    self._singly[peer] = time.monotonic() + _SINGLY_FOR
+                    return False
+                for each in lot:
+                    each.told(response.status, problem)
+                return True
+            verdicts = bundle.Verdicts(len(lot))
+            try:
+                while piece := await response.content.readany():
+                    for place, status, problem in verdicts.feed(piece):
+                        lot[place].told(status, problem)
+            except Malformed as error:
+                response.close()
+                raise aiohttp.ClientPayloadError(error.cause) from None
+        if verdicts.open:
+            raise aiohttp.ClientPayloadError("the answer says nothing of some envelopes")
+        return True
 
     def _compare_clocks(self, peer: str, date: str) -> None:
         with contextlib.suppress(ValueError, TypeError):
             # The answer's whole second began up to a second ago.
             behind = parsedate_to_datetime(date).timestamp() - time.time()
             self.skew[peer] = 0.0 if -1.0 <= behind <= 0.0 else behind
+
+
+async def _twice(exchange: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Most likely the neighbour just closed an idle connection; a message bears being sent again."""
+    try:
+        return await exchange()
+    except aiohttp.ServerDisconnectedError:
+        return await exchange()
 
 
 class _Pinned(aiohttp.TCPConnector):

@@ -172,6 +172,11 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "text": b"Bad gateway",
         },
         "sealed_envelope": {"kem": sealed, "otp": sealed.replace(b"\xa3kem", b"\xa3otp")},
+        "envelopes": {"two": b"\0\0\0\3one\0\0\0\0", "torn": b"\0\0\0\4one"},
+        "verdicts": {
+            "mixed": b"\0\2\0\xca\0\0\0\0" + b"\0\0\1\x90\0\0\0\2{}" + b"\0\1\0\xca\0\0\0\0",
+            "twice": b"\0\2\0\xca\0\0\0\0" * 2,
+        },
         "envelope_content": {"ack": pack(["ack", b"[]"])},
         "wrapping": {"masked": _json(EXTENSION), "carries": _json({**EXTENSION, "carried": "e30="})},
         "carried": {

@@ -26,7 +26,7 @@ from keyhaul.edge import frames
 from keyhaul.errors import ConfigError, KeyhaulError, Malformed
 from keyhaul.keys import Secret
 from keyhaul.links import onetime, refill
-from keyhaul.messages import carrying, envelope, etsi014, etsi020, problems, skip, tracecontext
+from keyhaul.messages import bundle, carrying, envelope, etsi014, etsi020, problems, skip, tracecontext
 from keyhaul.messages.confirming import proofs_of
 from keyhaul.messages.envelope import Material
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
@@ -251,6 +251,22 @@ def sealed_envelope(data: bytes) -> None:
     envelope.open_sealed(sealed, MATERIAL)
 
 
+def envelopes(data: bytes) -> None:
+    """Several envelopes in one body."""
+    _same(bundle.encode(bundle.decode(data)), data)
+
+
+def verdicts(data: bytes) -> None:
+    """What a neighbour says of them, in two pieces."""
+    reader = bundle.Verdicts(3)
+    for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
+        for each in reader.feed(piece):
+            (again,) = bundle.Verdicts(3).feed(bundle.encode_verdict(*each))
+            _same(again, each)
+    if reader.open:
+        raise Malformed("some were left out")
+
+
 def envelope_content(data: bytes) -> None:
     """The inside of an envelope, sealed by a neighbour that lies."""
     head = envelope.Header(
@@ -461,6 +477,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         void,
         problem_answer,
         sealed_envelope,
+        envelopes,
+        verdicts,
         envelope_content,
         wrapping,
         carried,
