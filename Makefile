@@ -13,10 +13,10 @@ TESTERS ?= 3
 IMAGE  ?= localhost/keyhaul
 BASE   ?=
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
-PYTEST := $(BIN)/pytest -n $(TESTERS) --dist loadfile
+PYTEST := $(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos fuzz bench docs site site-tools package image compose-test man sbom helm-tools chart lock clean
+.PHONY: help install install-openfhe demo test lint types imports unit e2e sim soak mutants plant powerloss chaos properties fuzz bench docs site site-tools package image compose-test man sbom helm-tools chart lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ powerloss: install  ## a hundred power losses on the real store (make test has f
 
 chaos: install  ## break a running network in every way there is, kill nodes 300 times, check every promise
 	$(BIN)/keyhaul chaos galicia-basque --kills $(KILLS)
+
+properties: install  ## the property tests with cases nobody has tried (make test repeats its own)
+	$(PYTEST) --hypothesis-profile fresh -m hypothesis tests
 
 fuzz: install  ## coverage-guided fuzzing of every decoder: make fuzz FUZZ_SECONDS=60
 	$(PIP) --require-hashes -r requirements-fuzz.lock

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutants.bugs import BUGS, Bug
-from tests.mutants.hunt import CAUGHT
+from tests.mutants.hunt import CAUGHT, NO_TESTS
 
 ROOT = Path(__file__).parents[2]
 SEEDS_FOR_A_PATCH = 500
@@ -51,6 +51,8 @@ def alter(bug: Bug, package: Path) -> None:
             f"{bug.name}: {bug.file} has {text.count(bug.old)} places like {bug.old!r}; write it anew"
         )
     path.write_text(text.replace(bug.old, bug.new))
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+        compiled.unlink()
 
 
 def apply(patch: Path, folder: Path) -> None:
@@ -66,7 +68,7 @@ def hunt(name: str, plant: Callable[[Path], None], seeds: int, tests: Sequence[s
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="keyhaul-bug-") as made:
         folder = Path(made)
-        shutil.copytree(ROOT / "keyhaul", folder / "keyhaul", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "keyhaul", folder / "keyhaul", ignore=shutil.ignore_patterns("*.pyc.*"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         (folder / "tests").symlink_to(ROOT / "tests")
         plant(folder)
@@ -78,6 +80,8 @@ def hunt(name: str, plant: Callable[[Path], None], seeds: int, tests: Sequence[s
         except subprocess.TimeoutExpired:
             return Hunt(name, True, "it never comes to an end", "", time.monotonic() - begun)
     lines = done.stdout.strip().splitlines() or ["it does not even run"]
+    if done.returncode == NO_TESTS:
+        raise Unplantable(f"{name}: there are no tests like {' '.join(tests)}; name others")
     caught = done.returncode != 0
     how = lines[-1] if done.returncode == CAUGHT else f"it breaks: {done.stderr.strip().splitlines()[-1:]}"
     return Hunt(name, caught, how if caught else "NOT CAUGHT", done.stderr, time.monotonic() - begun)
@@ -87,7 +91,9 @@ def table(bugs: Sequence[Bug], jobs: int) -> int:
     """Plant every bug of a table and print the score."""
 
     def one(bug: Bug) -> Hunt:
-        return hunt(bug.name, lambda folder: alter(bug, folder / "keyhaul"), bug.seeds, bug.tests)
+        return hunt(
+            bug.name, lambda folder: alter(bug, folder / "keyhaul"), 0 if bug.tests else bug.seeds, bug.tests
+        )
 
     begun = time.monotonic()
     for bug in bugs:

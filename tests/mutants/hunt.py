@@ -1,22 +1,28 @@
 """Hunts for a bug in whatever `keyhaul` is importable: storms until a promise breaks, then chosen tests.
 
-Run in a process of its own, in a folder with a changed copy of the package. Exit code 3: caught, 0: not.
+Run in a process of its own, in a folder with a changed copy of the package. Exit code 3: caught, 0: not,
+4: no such tests. Plugins of pytest stay away: loading them takes longer than most hunts.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 CAUGHT = 3
+NO_TESTS = 4
 
 
 def main(seeds: int, tests: list[str]) -> int:
     import keyhaul
 
     assert Path(keyhaul.__file__).is_relative_to(Path.cwd()), "this is not the changed copy"
-    from tests.sim.storm import run_seed
+    if seeds:
+        from tests.sim.storm import run_seed
+        from tests.sim.tally import quiet
 
+        quiet()
     for seed in range(seeds):
         outcome = run_seed(seed)
         if not outcome.good:
@@ -27,10 +33,21 @@ def main(seeds: int, tests: list[str]) -> int:
             print(outcome.story(), file=sys.stderr)
             return CAUGHT
     if tests:
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         import pytest
 
-        if pytest.main(["-x", "-q", "-p", "no:xdist", *tests]) not in (0, 5):
-            print(f"\n{' '.join(tests)}")
+        failed: list[str] = []
+
+        class Watch:
+            def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+                if report.failed:
+                    failed.append(report.nodeid)
+
+        result = pytest.main(["-x", "-q", *tests], plugins=[Watch()])
+        if result in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            return NO_TESTS
+        if result != pytest.ExitCode.OK:
+            print(f"\n{(failed or tests)[0]}")
             return CAUGHT
     return 0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from tests.sim.storm import run_seed
+from tests.sim.storm import Outcome, run_seed
 
 
 def quiet() -> None:
@@ -21,12 +21,14 @@ def quiet() -> None:
     gc.set_threshold(100_000, 20, 100)
 
 
-def storms(seeds: Iterable[int]) -> tuple[Counter[str], list[tuple[int, str]]]:
+def storms(
+    seeds: Iterable[int], run: Callable[[int], Outcome] = run_seed
+) -> tuple[Counter[str], list[tuple[int, str]]]:
     """What happened in some storms, and the stories of those in which a promise was broken."""
     seen: Counter[str] = Counter()
     bad = []
     for seed in seeds:
-        outcome = run_seed(seed)
+        outcome = run(seed)
         seen["seeds"] += 1
         seen["events"] += len(outcome.history)
         seen[f"network: {outcome.shape}"] += 1

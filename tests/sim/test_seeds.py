@@ -25,11 +25,20 @@ from tests.sim.world import POINTS, Aim, World
 
 SEEDS = int(os.environ.get("KEYHAUL_SEEDS", "500"))
 CHUNK = 25
+SHOWN = 60  # storms in which all that there is has to happen; two tests look at them, and they are run once
+_shown: dict[int, Outcome] = {}
+
+
+def run_once(seed: int) -> Outcome:
+    outcome = _shown.get(seed) or run_seed(seed)
+    if seed < SHOWN:
+        _shown[seed] = outcome
+    return outcome
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_the_promises_hold_in_every_storm(first: int) -> None:
-    happened, bad = storms(range(first, min(first + CHUNK, SEEDS)))
+    happened, bad = storms(range(first, min(first + CHUNK, SEEDS)), run_once)
     assert not bad, "\n\n".join(story for _, story in bad)
     assert happened["got"] > 0
     assert happened["fetched"] > 0
@@ -38,8 +47,8 @@ def test_the_promises_hold_in_every_storm(first: int) -> None:
 def test_the_storms_are_storms_and_show_every_promise() -> None:
     happened: Counter[str] = Counter()
     spoken: set[int] = set()
-    for seed in range(60):
-        outcome = run_seed(seed)
+    for seed in range(SHOWN):
+        outcome = run_once(seed)
         spoken |= set(seen(outcome.history))
         happened.update(event.verb for event in outcome.history)
         happened[outcome.shape] += 1
