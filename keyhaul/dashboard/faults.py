@@ -161,7 +161,8 @@ def _link(name: str, link: Status, silent: Mapping[str, str]) -> Iterator[Fault]
 
 def _supply(name: str, peer: str, link: Status, device: Status) -> tuple[str, str]:
     """Why no key bits come, or nothing, and what to do."""
-    step = f"look at the device at {name}: whether its link has light, and a low error rate (QBER)"
+    looks = "whether its link has light, its classical channel is up, its error rate (QBER) low"
+    step = f"look at the device at {name}: {looks}"
     if trouble := str(device.get("trouble") or ""):
         doctor = f"`keyhaul doctor --config FILE` on {name} tries it step by step"
         return f"the device at {name} cannot be used: {trouble}", f"see whether the device runs; {doctor}"
