@@ -249,6 +249,11 @@ class Directory:
             return held
         return None
 
+    def newer(self, node: str, stamps: Stamps) -> Known | None:
+        """What is held of a node, if these stamps are of somebody who holds an older one."""
+        held, stamp = self._known.get(node), stamps.get(node)
+        return None if held is None or stamp is None or held.descriptor.sequence <= stamp[0] else held
+
     def get(self, node: str, now: float) -> Known:
         """The descriptor of a node. Raises Unavailable while none, or only an expired one, is known."""
         known = self._known.get(node)

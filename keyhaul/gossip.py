@@ -169,6 +169,8 @@ class Gossip:
         """
         told = decode_told(body)
         if isinstance(told, dict):
+            if (held := self._directory.newer(peer, told)) is not None:
+                self._remind(held)
             return encode_names(self._directory.lacking(told))
         await self._take_in(peer, told)
         return b""

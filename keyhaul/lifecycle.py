@@ -76,6 +76,11 @@ def recallable(row: Row) -> bool:
     return row.state not in FINAL or (row.state is State.RELAYED and row.callback is not None)
 
 
+def voided_everywhere(row: Row) -> bool:
+    """Whether the nodes further on said that they voided the row too: until then an SAE may have the key."""
+    return row.state is State.VOIDED and all(row.legs.get(leg) is State.VOIDED for leg in row.peers)
+
+
 def reached(legs: Iterable[State]) -> bool:
     """Whether every onward leg was confirmed by its destination."""
     return all(state is State.RELAYED for state in legs)

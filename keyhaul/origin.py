@@ -47,6 +47,7 @@ SHORTEST_TURN = 0.5  # seconds that another attempt is worth
 PATIENCE = 2.0  # times the slowest confirmation of late that an attempt waits at least
 FADING = 0.8  # of that is left with the next confirmation
 _WISHES = frozenset({SCHEME, LABELS})
+AGAIN = 1.0  # seconds until a store that could not save is asked again
 PROBE_LIFE = 60.0  # seconds until a test key expires
 MESSAGE_COST = 1024  # bits of device key that a message with one-time pads costs beside its keys, at most
 
@@ -92,18 +93,19 @@ class Origin:
         self._filling = 0
         self._fullest: dict[str, int] = {}  # bits a neighbour's link held at most
         self._stock = Stock(site, self.pools, spawn)
+        self._losers: set[str] = set()  # restored nodes, until all is void that was meant for them
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
         settlement.doubted = self._doubted
+        settlement.lost = self._lost
         site.pairing.restored = self._restored
 
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready, unless the far end lost them."""
         rows = sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref)
-        anew = await self._site.ledger.items(ANEW)
-        self._offer([row for row in rows if row.legs.keys().isdisjoint(anew)])
-        for node in anew:
-            self._lose(node, [row.ref for row in rows if node in row.legs])
+        for node in await self._site.ledger.items(ANEW):
+            self._lose(node)
+        self._offer(rows)
         for (master, slave), pair in self.pools.rules.pairs.items():
             if pair.least and self._site.view.home(master) == self._site.name:
                 pool = Pool(master, frozenset({slave}), self._site.settings.key_size)
@@ -340,6 +342,7 @@ class Origin:
         for row in rows:
             needed = self._site.policy.demanded(row.initiator, row.targets)
             fits = row.scheme == "local" or needed <= frozenset(row.trust.get("labels", "").split())
+            fits = fits and not self._lost(row)
             if row.scheme in self._site.schemes:
                 kind = (row.path, needed)
                 if kind not in usual:
@@ -453,22 +456,43 @@ class Origin:
         self._stock.let_go()
 
     def _restored(self, node: str) -> None:
-        """A node has none of what lies ready for its applications: nobody gets that, and it is voided."""
-        lost: list[Ref] = []
+        """A node has none of what was sent to it so far: nobody gets that, and it is voided."""
         for pool in dict.fromkeys((*self.pools, *self._stock)):
             with contextlib.suppress(NoSuchTarget):
                 if node in self._site.legs(tuple(pool.targets)):
-                    lost += self.pools.empty(pool)
+                    self.pools.empty(pool)
                     self._stock.lose(pool)
-        self._lose(node, lost)
+        self._lose(node)
 
-    def _lose(self, node: str, refs: Sequence[Ref]) -> None:
-        self._spawn(self._void_lost(node, refs), f"void what {node} has lost")
+    def _lost(self, row: Row) -> bool:
+        return row.ref.leg == self._site.name and not self._losers.isdisjoint(row.legs)
 
-    async def _void_lost(self, node: str, refs: Sequence[Ref]) -> None:
-        await self._settlement.abandon(refs)
-        async with self._site.ledger.edit() as change:
-            change.erase(ANEW, node)
+    def _lose(self, node: str) -> None:
+        if node not in self._losers:
+            self._losers.add(node)
+            self._spawn(self._void_lost(node), f"void what {node} has lost")
+
+    async def _void_lost(self, node: str) -> None:
+        """What is ready for a restored node and what is under way to it, until the store could save that.
+
+        What was sent before this node heard of the restore went under keys that are no more, and it may have
+        been acknowledged before.
+        """
+        ledger = self._site.ledger
+        while True:
+            try:
+                rows = [*await ledger.unfinished(), *await ledger.deliverable()]
+                await self._settlement.abandon(
+                    [row.ref for row in rows if node in row.legs and self._lost(row)], lost=True
+                )
+                async with ledger.edit() as change:
+                    change.erase(ANEW, node)
+            except Unavailable as error:
+                log.warning("what a restored node lost is not void yet", node=node, cause=error.cause)
+                await asyncio.sleep(AGAIN)
+            else:
+                break
+        self._losers.discard(node)
 
     def _still_there(self, row: Row) -> bool:
         """Whether the applications of a key are where it was sent."""

@@ -514,7 +514,7 @@ class Relay:
         """The sender repeats itself, so our acknowledgement may be lost: say once more what became of it."""
         outcomes: dict[AckStatus, list[UUID]] = {}
         for row in rows:
-            if row.state in _OUTCOMES:
+            if row.state in _OUTCOMES and (row.state is not State.VOIDED or lifecycle.voided_everywhere(row)):
                 outcomes.setdefault(_OUTCOMES[row.state], []).append(row.ref.key_id)
         acks = [
             Ack(tuple(ids), status, transfer.initiator_sae_id, transfer.target_sae_ids)

@@ -41,6 +41,7 @@ log = structlog.get_logger("keyhaul.settlement")
 
 _BAD = frozenset({AckStatus.FAILED, AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
 _VOIDING = frozenset({AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
+_VOID_ANSWERED = frozenset({State.VOIDED, State.TAKEN})  # what a leg says of a void: done, or too late
 
 _Report = tuple[str, AckStatus, bytes]
 """What a neighbour says of one leg: destination, status, and the destination's proof or nothing."""
@@ -76,6 +77,8 @@ class Settlement:
         self._forgot_at = -math.inf
         self.claimed: Callable[[Ref], bool] = lambda ref: False
         """Whether the master waits for a key right now; set by the origin."""
+        self.lost: Callable[[Row], bool] = lambda row: False
+        """Whether a destination has lost what was sent there so far; set by the origin."""
         self.doubted: Callable[[Iterable[Ref]], None] = lambda refs: None
         """Told which keys failed because the first link's own material did not fit; set by the origin."""
         self.concluded: Callable[[Sequence[Row]], None] = lambda rows: None
@@ -142,7 +145,7 @@ class Settlement:
         """One status for one leg of one row, under the row's lock."""
         leg, status, proof = report
         if status is AckStatus.RELAYED and row.state in lifecycle.UNFINISHED:
-            if not self._proved(row, leg, proof):
+            if self.lost(row) or not self._proved(row, leg, proof):
                 self._fail(row, news, now)
                 row.legs[leg] = State.FAILED
                 return
@@ -156,9 +159,11 @@ class Settlement:
         elif status in _BAD and row.state in lifecycle.UNFINISHED:
             row.legs[leg] = State.FAILED
             self._fail(row, news, now)
-        elif status in _VOIDING and row.state is State.VOIDED and row.legs.get(leg) is not State.VOIDED:
-            row.legs[leg] = State.VOIDED
-            news.up(row, status)
+        elif status in _VOIDING and row.state is State.VOIDED and row.legs.get(leg) not in _VOID_ANSWERED:
+            row.legs[leg] = State.TAKEN if status is AckStatus.FAILED_TO_VOID else State.VOIDED
+            if all(row.legs.get(each) in _VOID_ANSWERED for each in row.peers):
+                kept = State.TAKEN in row.legs.values()
+                news.up(row, AckStatus.FAILED_TO_VOID if kept else status)
 
     def _proved(self, row: Row, leg: str, proof: bytes) -> bool:
         """Whether the destination itself says so. A relay cannot tell and keeps what it hands on."""
@@ -248,8 +253,11 @@ class Settlement:
 
     def _void_from_above(self, row: Row, peer: str, request: Void, news: News, now: float) -> None:
         partly = row.state is State.DELIVERABLE and not row.peers and row.waiting != frozenset(row.targets)
-        if partly or row.state is State.TAKEN:
+        voided = row.state is State.VOIDED
+        if partly or row.state is State.TAKEN or (voided and State.TAKEN in row.legs.values()):
             self._answer(news, peer, request, row, AckStatus.FAILED_TO_VOID)
+        elif voided and not lifecycle.voided_everywhere(row):
+            pass  # asked before: the answer follows when the nodes further on have given theirs
         elif not lifecycle.may(row, State.VOIDED):
             self._answer(news, peer, request, row, AckStatus.NOT_PRESENT)
         elif not row.peers:
@@ -271,7 +279,9 @@ class Settlement:
             unfinished = row.state in lifecycle.UNFINISHED
             lifecycle.step(row, State.VOIDED, now)
             for leg, hop in row.peers.items():
-                if hop != peer:
+                if hop == peer:
+                    row.legs[leg] = State.VOIDED
+                else:
                     news.down(hop, row, self.site.targets_at(row, leg))
             if row.upstream is not None and unfinished:
                 news.up(row, AckStatus.FAILED)
@@ -297,8 +307,11 @@ class Settlement:
             history=(Event(State.VOIDED, now),),
         )
 
-    async def abandon(self, refs: Iterable[Ref]) -> list[Row]:
-        """The origin gives keys up: void them and everything downstream. Returns the rows as they are."""
+    async def abandon(self, refs: Iterable[Ref], *, lost: bool = False) -> list[Row]:
+        """The origin gives keys up: void them and everything downstream. Returns the rows as they are.
+
+        With `lost` nobody is waiting for that: whoever waits for keys under way is told that they failed.
+        """
         refs = list(refs)
         now = self.site.clock.now()
         news, rows = News(), []
@@ -307,7 +320,9 @@ class Settlement:
                 row = change.rows[ref]
                 if row is None:
                     continue
-                if lifecycle.may(row, State.VOIDED):
+                if lost and row.state in lifecycle.UNFINISHED:
+                    self._fail(row, news, now)
+                elif lifecycle.may(row, State.VOIDED):
                     lifecycle.step(row, State.VOIDED, now)
                     for leg, hop in row.peers.items():
                         news.down(hop, row, self.site.targets_at(row, leg))

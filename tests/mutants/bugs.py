@@ -94,8 +94,8 @@ BUGS = (
     Bug(
         "a request that failed voids nothing",
         "settlement.py",
-        "                if lifecycle.may(row, State.VOIDED):\n                    lifecycle.step(row",
-        "                if False:\n                    lifecycle.step(row",
+        "                elif lifecycle.may(row, State.VOIDED):\n                    lifecycle.step(row",
+        "                elif False:\n                    lifecycle.step(row",
         (
             "tests/sim/test_stock.py::test_the_policy_warms_a_pair_serves_it_and_voids_at_both_ends_what_lies_idle",
         ),
@@ -230,6 +230,33 @@ BUGS = (
         "            self.restored(node)\n",
         "            pass\n",
         ("tests/sim/test_stock.py::test_what_lies_ready_for_a_node_that_was_restored_is_given_to_nobody",),
+    ),
+    Bug(
+        "keys under way to a destination that was restored meanwhile are given out",
+        "origin.py",
+        "[*await ledger.unfinished(), *await ledger.deliverable()]",
+        "await ledger.deliverable()",
+        (
+            "tests/sim/test_stock.py"
+            "::test_nor_is_what_was_under_way_then_although_it_was_acknowledged_before_the_restore",
+        ),
+    ),
+    Bug(
+        "a void is confirmed upwards before the far end did it",
+        "relay.py",
+        " and (row.state is not State.VOIDED or lifecycle.voided_everywhere(row))",
+        "",
+        (
+            "tests/sim/test_settlement.py"
+            "::test_a_void_is_confirmed_when_the_far_end_did_it_and_no_sooner_although_the_keys_come_again",
+        ),
+    ),
+    Bug(
+        "a restored node that says which old descriptor it holds is not reminded",
+        "gossip.py",
+        "                self._remind(held)\n            return encode_names",
+        "                pass\n            return encode_names",
+        ("tests/unit/test_gossip.py::test_a_restored_node_is_reminded_too_by_what_it_says_it_holds",),
     ),
     Bug(
         "a node that is killed forgets which destination has lost its keys",

@@ -108,6 +108,42 @@ def test_a_void_after_delivery_fails_and_says_so() -> None:
     told(story, foreign={"kme": "a"})
 
 
+def test_a_void_is_confirmed_when_the_far_end_did_it_and_no_sooner_although_the_keys_come_again() -> None:
+    async def story(world: World) -> None:
+        key_id = await foreign_key(world)
+        a, kme = world.nodes["a"], world.foreigners["kme"]
+        again = ExtKeys((ExtKey(key_id, bytes(range(32))),), "sae-kme", ("sae-d",), "https://kme")
+        world.faults.cut.add(frozenset("ab"))
+        await a.settlement.void("kme", void_of(key_id))
+        await a.relay.accept("kme", again)
+        await asyncio.sleep(5)
+        assert kme.acks() == [("relayed", key_id)], "d may still give the key"
+        await world.nodes["d"].origin.fetch("sae-d", "sae-kme", [key_id])
+        world.faults.cut.clear()
+        await asyncio.sleep(10)
+        assert kme.acks()[1:] == [("failed to void", key_id)]
+        await a.relay.accept("kme", again)
+        await asyncio.sleep(1)
+        assert kme.acks()[2:] == []
+
+    told(story, foreign={"kme": "a"})
+
+
+@pytest.mark.parametrize("slow", ["b", "d"])
+def test_a_void_for_two_nodes_is_answered_once_and_failed_where_one_of_them_gave_the_key(slow: str) -> None:
+    async def story(world: World) -> None:
+        key_id, both = uuid4(), ("sae-b", "sae-d")
+        transfer = ExtKeys((ExtKey(key_id, bytes(32)),), "sae-kme", both, "https://kme")
+        await world.nodes["a"].relay.accept("kme", transfer)
+        await asyncio.sleep(5)
+        await world.nodes[slow].origin.fetch(f"sae-{slow}", "sae-kme", [key_id])
+        await world.nodes["a"].settlement.void("kme", void_of(key_id, targets=both))
+        await asyncio.sleep(5)
+        assert world.foreigners["kme"].acks() == [("relayed", key_id), ("failed to void", key_id)]
+
+    told(story, foreign={"kme": "a"})
+
+
 def test_a_key_that_one_of_two_saes_fetched_is_not_taken_from_the_other() -> None:
     async def story(world: World) -> None:
         key_id, both = uuid4(), ("sae-d", "sae-d2")

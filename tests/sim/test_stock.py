@@ -227,7 +227,7 @@ def test_nor_by_a_node_that_was_killed_when_it_had_just_heard_of_the_restore() -
         backup, pooled = await stocked(world)
         a = world.nodes["a"]
 
-        async def abandon(_: object) -> list[Row]:
+        async def abandon(_: object, *, lost: bool) -> list[Row]:
             await asyncio.sleep(0.1)  # what it heard is on disk
             a.crash()
             return []
@@ -241,6 +241,44 @@ def test_nor_by_a_node_that_was_killed_when_it_had_just_heard_of_the_restore() -
         await ask_for_another(world, pooled)
         assert await left(world, pooled) == []
         assert await a.ledger.items(ANEW) == {}
+
+    told(story, pool=8)
+
+
+def test_nor_is_what_was_under_way_then_although_it_was_acknowledged_before_the_restore() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "c")
+        backup = world.nodes["c"].disk.tables.copy()
+        world.faults.slow["b", "a", "ack"] = 5.0
+        waiting = await asking(world, "a", "c")
+        key_id = await last_key(world, "a")
+        while await state(world, "c", key_id) is not State.DELIVERABLE:
+            await asyncio.sleep(0.01)
+        await world.restore("c", backup, 0.1)
+        with pytest.raises(Unavailable):
+            await waiting
+        await asyncio.sleep(10)
+        assert await states(world, key_id) == "a:voided b:voided c:voided d:-"
+        world.faults.slow.clear()
+        (key,) = await world.ask("a", "c")
+        (same,) = await world.fetch("a", "c", [key.key_id])
+        assert same.bits.same_as(key.bits)
+
+    told(story)
+
+
+def test_a_disk_that_is_full_when_a_restore_is_heard_of_delays_the_void_and_gives_nothing() -> None:
+    async def story(world: World) -> None:
+        backup, pooled = await stocked(world)
+        ready = await left(world, pooled)
+        world.nodes["a"].disk.fail = 1.0
+        await world.restore("b", backup, 0.1)
+        await asyncio.sleep(5)
+        assert await left(world, pooled) == ready
+        world.nodes["a"].disk.fail = 0.0
+        await asyncio.sleep(30)
+        assert await left(world, pooled) == []
+        await ask_for_another(world, pooled)
 
     told(story, pool=8)
 

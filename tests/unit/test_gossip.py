@@ -15,6 +15,7 @@ from keyhaul.control import (
     Record,
     decode_told,
     encode_records,
+    encode_stamps,
     publish,
 )
 from keyhaul.errors import Malformed, PeerUnreachable, StoreUnavailable, Tampered, Unauthorized
@@ -359,6 +360,23 @@ def test_a_restored_node_is_reminded_by_a_neighbour_that_was_restored_with_it() 
         await net["derio"].gossip.announce()
         known = net["derio"].directory.get("derio", LoopClock().now())
         assert known.descriptor.sequence == 10**15 + 2
+
+    run(story())
+
+
+def test_a_restored_node_is_reminded_too_by_what_it_says_it_holds() -> None:
+    """What it announced while it was cut off is no news to bilbao, so bilbao never asks for it."""
+
+    async def story() -> None:
+        net = await line()
+        newest = net["derio"].pairing.announce(10**15)
+        bilbao = net["bilbao"].gossip
+        await bilbao.receive("vigo", encode_records([newest]))
+        owed = bilbao._neighbours["derio"].owed
+        owed.clear()
+        for sequence, reminded in ((10**15 + 1, {}), (10**15, {"derio": newest})):
+            await bilbao.receive("derio", encode_stamps({"derio": (sequence, bytes(16))}))
+            assert owed == reminded
 
     run(story())
 
