@@ -310,7 +310,8 @@ class Settlement:
     async def abandon(self, refs: Iterable[Ref], *, lost: bool = False) -> list[Row]:
         """The origin gives keys up: void them and everything downstream. Returns the rows as they are.
 
-        With `lost` nobody is waiting for that: whoever waits for keys under way is told that they failed.
+        With `lost` it is a destination that has not got them any more: whoever waits for keys under way is
+        told that they failed, and of keys that the master has, other slaves may still have theirs.
         """
         refs = list(refs)
         now = self.site.clock.now()
@@ -322,7 +323,7 @@ class Settlement:
                     continue
                 if lost and row.state in lifecycle.UNFINISHED:
                     self._fail(row, news, now)
-                elif lifecycle.may(row, State.VOIDED):
+                elif (MASTER in row.waiting or not lost) and lifecycle.may(row, State.VOIDED):
                     lifecycle.step(row, State.VOIDED, now)
                     for leg, hop in row.peers.items():
                         news.down(hop, row, self.site.targets_at(row, leg))

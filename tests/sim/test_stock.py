@@ -18,6 +18,7 @@ from keyhaul.errors import (
 from keyhaul.keys import Ref, Row, State
 from keyhaul.links.onetime import OneTimeKey
 from keyhaul.links.refill import Refill
+from keyhaul.messages.etsi014 import Order
 from keyhaul.pairing import ANEW
 from keyhaul.pools import Pair, Rules
 from keyhaul.settlement import GRACE
@@ -265,6 +266,19 @@ def test_nor_is_what_was_under_way_then_although_it_was_acknowledged_before_the_
         assert same.bits.same_as(key.bits)
 
     told(story)
+
+
+def test_a_key_that_the_master_has_stays_for_its_other_slaves_when_one_of_their_nodes_is_restored() -> None:
+    async def story(world: World) -> None:
+        backup = world.nodes["c"].disk.tables.copy()
+        order = Order("sae-a", ("sae-c", "sae-a2"), 1, 256)
+        (key,) = await world.nodes["a"].origin.request(order)
+        await world.restore("c", backup, 0.1)
+        await asyncio.sleep(10)
+        (same,) = await world.nodes["a"].origin.fetch("sae-a2", "sae-a", [key.key_id])
+        assert same.bits.same_as(key.bits)
+
+    told(story, saes={"sae-a2": "a"})
 
 
 def test_a_disk_that_is_full_when_a_restore_is_heard_of_delays_the_void_and_gives_nothing() -> None:
