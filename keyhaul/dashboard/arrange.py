@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import rustworkx
 
+LOOKS = (
+    300_000  # at pairs of nodes that may have to give way; for a hundred nodes it takes a tenth of a second
+)
 IN_ONE_ROW = 10  # nodes of a line; longer ones are folded
 
 Position = tuple[float, float]
@@ -66,7 +70,34 @@ def _springs(names: Sequence[str], near: Mapping[str, set[str]]) -> dict[str, Po
     graph.add_edges_from([(index[a], index[b], 1.0) for a in names for b in sorted(near[a]) if a < b])
     placed = rustworkx.spring_layout(graph, seed=1, num_iter=300)
     spots = [placed[at] for at in range(len(names))]
-    return dict(zip(names, _fitted([(float(x), float(y)) for x, y in spots]), strict=True))
+    return dict(zip(names, _apart(_fitted([(float(x), float(y)) for x, y in spots])), strict=True))
+
+
+def room(number: int) -> float:
+    """The side of the square that each of so many nodes has for itself and its name, in the unit square."""
+    return min(0.12, 0.55 / math.sqrt(number))
+
+
+def _apart(spots: Sequence[Position]) -> list[Position]:
+    """Where two nodes are in each other's room both give way, as little as it takes."""
+    side, places = room(len(spots)), [list(spot) for spot in spots]
+    for _ in range(1 + 2 * LOOKS // len(places) ** 2):
+        crowded = False
+        for one, other in itertools.combinations(places, 2):
+            gaps = [one[axis] - other[axis] for axis in (0, 1)]
+            axis = 0 if abs(gaps[0]) > abs(gaps[1]) else 1
+            lacking = side - abs(gaps[axis])
+            if lacking > side / 50:
+                crowded = True
+                step = math.copysign(lacking / 2, gaps[axis])
+                one[axis], other[axis] = _within(one[axis] + step), _within(other[axis] - step)
+        if not crowded:
+            break
+    return [(x, y) for x, y in places]
+
+
+def _within(value: float) -> float:
+    return min(0.97, max(0.03, value))
 
 
 def _fitted(spots: Sequence[Position]) -> list[Position]:

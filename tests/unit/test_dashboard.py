@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhaul.dashboard.arrange import IN_ONE_ROW, arrange
+from keyhaul.dashboard.arrange import IN_ONE_ROW, arrange, room
 from keyhaul.dashboard.faults import DAYS_TO_RENEW, faults
 from keyhaul.dashboard.local import certificates
 from keyhaul.dashboard.source import explained, mark, picture, summed_up, united
 from keyhaul.monitor.standing import TREND, Trend
 from keyhaul.pki import Pki
 from keyhaul.routing import Edge, Network
+from keyhaul.testbed.topology import generate
 
 
 def line(count: int) -> tuple[list[str], list[tuple[str, str]]]:
@@ -60,6 +61,14 @@ def test_every_network_fits_into_the_square_and_looks_the_same_twice(count: int,
     assert set(places) == set(names)
     assert all(0 <= x <= 1 and 0 <= y <= 1 for x, y in places.values())
     assert len(set(places.values())) == count
+
+
+@pytest.mark.parametrize("count", [12, 50, 100])
+def test_names_of_a_large_network_stand_beside_each_other(count: int) -> None:
+    shape = generate("random", count, largest=count)
+    places = arrange([node.name for node in shape.nodes], [(link.a, link.b) for link in shape.links])
+    apart = [max(abs(a - x), abs(b - y)) for (a, b), (x, y) in itertools.combinations(places.values(), 2)]
+    assert min(apart) > 0.95 * room(count)
 
 
 def network() -> Network:
