@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -98,3 +101,48 @@ def test_the_bare_handler_answers_with_as_many_keys_as_its_path_says(number: int
     assert len(keys_of(body)) == number
     one = {"keys": [{"key_ID": "0" * 36, "key": "A" * 43 + "="}]}
     assert json.loads(bare.ANSWER) == one
+
+
+LONG = """
+import asyncio
+import sys
+
+from keyhaul.testbed.benchmarks import generator
+
+
+async def long(task):
+    await asyncio.sleep(0)
+    return {"answer": "x" * task["bytes"]}
+
+
+generator.KINDS["long"] = long
+generator.serve(sys.stdin)
+"""
+
+
+def test_long_answers_of_the_generator_come_whole_where_python_is_told_not_to_buffer() -> None:
+    async def story() -> None:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            LONG,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            limit=2**24,
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            for size in range(500_000, 1_000_000, 10_000):
+                child.stdin.write(json.dumps({"kind": "long", "bytes": size}).encode() + b"\n")
+                answer = await asyncio.wait_for(child.stdout.readline(), 60)
+                assert len(json.loads(answer)["answer"]) == size
+            child.stdin.close()
+            assert await child.wait() == 0
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+
+    asyncio.run(story())

@@ -18,7 +18,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,19 @@ KINDS: dict[str, Callable[[Json], Coroutine[Any, Any, Json]]] = {
     "hops": hops,
 }
 
+
+def serve(tasks: Iterable[str]) -> None:
+    """Do one task after the other and answer each with a line.
+
+    Through a buffer, even where Python was told to do without (PYTHONUNBUFFERED): after a loop of uvloop a
+    large write to a pipe may take a part only, and an unbuffered stream forgets the rest.
+    """
+    with open(sys.stdout.fileno(), "wb", closefd=False) as answers:
+        for text in tasks:
+            asked = json.loads(text)
+            answers.write(json.dumps(uvloop.run(KINDS[asked["kind"]](asked))).encode() + b"\n")
+            answers.flush()
+
+
 if __name__ == "__main__":
-    for text in sys.stdin:
-        asked = json.loads(text)
-        sys.stdout.write(json.dumps(uvloop.run(KINDS[asked["kind"]](asked))) + "\n")
-        sys.stdout.flush()
+    serve(sys.stdin)
