@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -93,7 +94,9 @@ class Origin:
         self._filling = 0
         self._fullest: dict[str, int] = {}  # bits a neighbour's link held at most
         self._stock = Stock(site, self.pools, spawn)
-        self._losers: set[str] = set()  # restored nodes, until all is void that was meant for them
+        self._losers: Counter[str] = (
+            Counter()
+        )  # restores heard of, until all is void that was meant for the node
         settlement.claimed = self._claimed
         settlement.concluded = self._concluded
         settlement.doubted = self._doubted
@@ -465,34 +468,36 @@ class Origin:
         self._lose(node)
 
     def _lost(self, row: Row) -> bool:
-        return row.ref.leg == self._site.name and not self._losers.isdisjoint(row.legs)
+        return row.ref.leg == self._site.name and any(leg in self._losers for leg in row.legs)
 
     def _lose(self, node: str) -> None:
-        if node not in self._losers:
-            self._losers.add(node)
+        self._losers[node] += 1
+        if self._losers[node] == 1:
             self._spawn(self._void_lost(node), f"void what {node} has lost")
 
     async def _void_lost(self, node: str) -> None:
         """What is ready for a restored node and what is under way to it, until the store could save that.
 
         What was sent before this node heard of the restore went under keys that are no more, and it may have
-        been acknowledged before.
+        been acknowledged before. If there was another restore meanwhile, once more.
         """
-        ledger = self._site.ledger
-        while True:
+        ledger, heard = self._site.ledger, 0
+        while heard != self._losers[node]:
+            heard = self._losers[node]
             try:
                 rows = [*await ledger.unfinished(), *await ledger.deliverable()]
                 await self._settlement.abandon(
-                    [row.ref for row in rows if node in row.legs and self._lost(row)], lost=True
+                    [row.ref for row in rows if row.ref.leg == self._site.name and node in row.legs],
+                    lost=True,
                 )
-                async with ledger.edit() as change:
-                    change.erase(ANEW, node)
+                if heard == self._losers[node]:
+                    async with ledger.edit() as change:
+                        change.erase(ANEW, node)
             except Unavailable as error:
+                heard = 0
                 log.warning("what a restored node lost is not void yet", node=node, cause=error.cause)
                 await asyncio.sleep(AGAIN)
-            else:
-                break
-        self._losers.discard(node)
+        del self._losers[node]
 
     def _still_there(self, row: Row) -> bool:
         """Whether the applications of a key are where it was sent."""

@@ -39,18 +39,6 @@ class Role(StrEnum):
     PLAIN = "plain"
 
 
-class Asking(StrEnum):
-    """Whose key may stay where it was made."""
-
-    NODE = "node"
-    SAE_PORT = "sae-port"
-    ADMIN_PORT = "admin-port"
-    SAE = "sae"
-    ADMIN = "admin"
-    DEVICE = "device"
-    DEVICE_CLIENT = "device-client"
-
-
 class Authority(StrEnum):
     """What a CA signs for."""
 
@@ -248,7 +236,7 @@ def renew(
 
 @app.command()
 def request(
-    role: Annotated[Asking, typer.Argument(help="What the certificate is for.")],
+    role: Annotated[Role, typer.Argument(help="What the certificate is for.")],
     name: Annotated[str, typer.Argument(help="Node, SAE, operator or device it shall speak for.")],
     into: Annotated[Path, typer.Option(help="Where NAME.key and NAME.csr go.")] = Path(),
     host: Hosts = None,
@@ -259,7 +247,7 @@ def request(
     """Make a private key that stays here, and a request for its certificate, for `keyhaul pki sign`."""
     from keyhaul.pki import requests
 
-    wanted = requests.leaf(role, name, tuple(host or ()), ml_dsa=ml_dsa)
+    wanted = requests.named(role, name, host or (), ml_dsa=ml_dsa)
     done = requests.ask(wanted, into, overwrite=overwrite)
     _listed(
         {"request": str(done.request), "key": str(done.key), "public_key": done.digest},
@@ -271,7 +259,7 @@ def request(
 @app.command()
 def sign(
     csr: Annotated[Path, typer.Argument(help="The request, PEM.")],
-    role: Annotated[Asking, typer.Argument(help="What the certificate is for.")],
+    role: Annotated[Role, typer.Argument(help="What the certificate is for.")],
     name: Annotated[str, typer.Argument(help="Node, SAE, operator or device it speaks for.")],
     directory: Directory = Path("pki"),
     domain: Domain = "",
@@ -290,7 +278,7 @@ def sign(
 
     with alone(directory):
         pki = _open(directory, leaf=days, overwrite=overwrite)
-        wanted = requests.leaf(role, name, tuple(host or ()))
+        wanted = requests.named(role, name, host or ())
         done = requests.sign(pki, _domain(pki, domain), role, wanted, csr, public_key)
     said = {
         "speaks_for": f"{role} {name}",

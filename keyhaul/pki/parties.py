@@ -34,6 +34,41 @@ _SKEW = timedelta(minutes=5)  # certificates must work at once on a neighbour wh
 
 
 @dataclass(frozen=True, slots=True)
+class Party:
+    """What the certificates of one kind of party have: the CA that signs, the role, the uses, the key.
+
+    `node`: it is named after a node.
+    """
+
+    ca: str
+    role: str | None
+    uses: tuple[x509.ObjectIdentifier, ...]
+    algorithm: str = "ecdsa"
+    node: bool = False
+
+
+PARTIES = {
+    "node": Party("node", "node", (*SERVER, *CLIENT), "ml-dsa-65", node=True),
+    "sae-port": Party("sae", None, SERVER, node=True),
+    "admin-port": Party("admin", None, SERVER, node=True),
+    "sae": Party("sae", "sae", CLIENT),
+    "admin": Party("admin", "admin", CLIENT),
+    "device": Party("device", "device", SERVER),
+    "device-client": Party("device", "sae", CLIENT),
+    "plain": Party("plain", "node", (*SERVER, *CLIENT), node=True),
+}
+"""By the folder their files are in."""
+
+
+def leaf(party: str, name: str, hosts: Sequence[str] = (), algorithm: str = "") -> Leaf:
+    """What the certificate of a party says. Raises ConfigError if it cannot be."""
+    kind = PARTIES[party]
+    if kind.node:
+        _check_name("node", name)
+    return Leaf(name, kind.role, hosts, kind.uses, algorithm or kind.algorithm)
+
+
+@dataclass(frozen=True, slots=True)
 class Files:
     """PEM files of one party: its certificate, its key, and the CAs it accepts on the other side."""
 
@@ -81,7 +116,7 @@ class Pki:
         if not domains or len(set(domains)) < len(domains):
             raise ConfigError("a PKI needs at least one domain, and each once", "name the domains")
         for name in domains:
-            check_name("domain", name)
+            _check_name("domain", name)
         pki = cls(directory, tuple(domains), lifetimes or Lifetimes(), overwrite)
         pki._refuse(pki.anchors, *(pki.ca(d, role) for d in domains for role in ROLES))
         for name in domains:
@@ -103,50 +138,44 @@ class Pki:
 
     def node(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """A node, as server and client of its neighbours; it believes the nodes of all domains."""
-        check_name("node", name)
-        leaf = Leaf(name, "node", hosts, (*SERVER, *CLIENT), "ml-dsa-65")
-        return self._issue(domain, "node", "node", leaf, self.anchors)
+        return self._issue(domain, "node", leaf("node", name, hosts), self.anchors)
 
     def sae_port(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """The port of node `name` for SAEs of its domain."""
-        check_name("node", name)
-        return self._issue(domain, "sae", "sae-port", Leaf(name, None, hosts, SERVER))
+        return self._issue(domain, "sae-port", leaf("sae-port", name, hosts))
 
     def admin_port(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """The port of node `name` for operators of its domain."""
-        check_name("node", name)
-        return self._issue(domain, "admin", "admin-port", Leaf(name, None, hosts, SERVER))
+        return self._issue(domain, "admin-port", leaf("admin-port", name, hosts))
 
     def admin(self, domain: str, name: str) -> Files:
         """An operator."""
-        return self._issue(domain, "admin", "admin", Leaf(name, "admin", (), CLIENT))
+        return self._issue(domain, "admin", leaf("admin", name))
 
     def sae(self, domain: str, sae_id: str, algorithm: str = "ecdsa") -> Files:
         """An SAE; `algorithm` is ecdsa, or ml-dsa-65 for clients that can use it."""
-        leaf = Leaf(sae_id, "sae", (), CLIENT, algorithm)
-        return self._issue(domain, "sae", "sae", leaf)
+        return self._issue(domain, "sae", leaf("sae", sae_id, algorithm=algorithm))
 
     def device(self, domain: str, name: str, hosts: Sequence[str]) -> Files:
         """The 014 server of a QKD device."""
-        return self._issue(domain, "device", "device", Leaf(name, "device", hosts, SERVER))
+        return self._issue(domain, "device", leaf("device", name, hosts))
 
     def device_client(self, domain: str, sae_id: str) -> Files:
         """A node in the role of an SAE of its device."""
-        return self._issue(domain, "device", "device-client", Leaf(sae_id, "sae", (), CLIENT))
+        return self._issue(domain, "device-client", leaf("device-client", sae_id))
 
     def plain(self, domain: str, name: str, hosts: Sequence[str], believed: Sequence[Path]) -> Files:
         """Node `name` before key managers of other makers, whose CAs are in the files `believed`.
 
         Its own CA, ECDSA, is made with the first of these certificates; foreign KMEs have to trust it.
         """
-        check_name("node", name)
+        wanted = leaf("plain", name, hosts)
         if domain in self.domains and not self.ca(domain, "plain").exists():
             self._found(domain, "plain")
         bundle = self.directory / domain / "plain" / f"{name}.ca.pem"
         self._refuse(bundle)
         foreign = [each for path in believed for each in certificates_in(path, "name the foreign KME's CA")]
-        leaf = Leaf(name, "node", hosts, (*SERVER, *CLIENT))
-        files = self._issue(domain, "plain", "plain", leaf, bundle)
+        files = self._issue(domain, "plain", wanted, bundle)
         write(bundle, pem(foreign), 0o644, overwrite=self.overwrite)
         return files
 
@@ -155,18 +184,22 @@ class Pki:
         """The CAs that node ports believe."""
         return self.directory / "node-anchors.pem"
 
+    def stem(self, domain: str, party: str, name: str) -> Path:
+        """Where the files of a party are, without their suffix."""
+        return self.directory / domain / party / file_name(name)
+
     def ca(self, domain: str, role: str) -> Path:
         """The CA of a role: during a rotation two in one file, and the key says which one signs."""
         return self.directory / domain / "ca" / f"{role}.pem"
 
-    def _issue(self, domain: str, role: str, folder: str, leaf: Leaf, trust: Path | None = None) -> Files:
+    def _issue(self, domain: str, party: str, wanted: Leaf, trust: Path | None = None) -> Files:
         if domain not in self.domains:
             raise ConfigError(f"there is no domain {domain!r} here", f"use one of {', '.join(self.domains)}")
-        stem = self.directory / domain / folder / file_name(leaf.name)
-        files = Files(_suffixed(stem, ".pem"), _suffixed(stem, ".key"), trust or self.ca(domain, role))
+        stem, authority_file = self.stem(domain, party, wanted.name), self.ca(domain, PARTIES[party].ca)
+        files = Files(_suffixed(stem, ".pem"), _suffixed(stem, ".key"), trust or authority_file)
         self._refuse(files.cert, files.key)
-        ca, ca_key = signer(self.ca(domain, role))
-        certificate, key = issue(leaf, domain, ca, ca_key, self.lifetimes.window(self.lifetimes.leaf))
+        ca, ca_key = signer(authority_file)
+        certificate, key = issue(wanted, domain, ca, ca_key, self.lifetimes.window(self.lifetimes.leaf))
         self._save(files.cert, files.key, certificate, key)
         return files
 
@@ -197,7 +230,6 @@ def _suffixed(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def check_name(kind: str, name: str) -> None:
-    """Raise ConfigError for a name that is none of a `kind`."""
+def _check_name(kind: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no {kind} name", "use 1 to 63 characters of a-z, 0-9 and -")

@@ -7,44 +7,32 @@ whoever made it has the key. Of the request only the public key gets into the ce
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa
 from cryptography.x509.oid import NameOID
 
-from keyhaul.certificates import CLIENT, SERVER, Leaf, PublicKey, new_key, request, vouch
+from keyhaul.certificates import SERVER, Leaf, PublicKey, new_key, request, vouch
 from keyhaul.errors import ConfigError, Refused
 from keyhaul.pki.files import pem, signer, write, write_key
-from keyhaul.pki.parties import Files, Pki, check_name, file_name
-
-ROLES = {
-    "node": ("node", "node", (*SERVER, *CLIENT)),
-    "sae-port": ("sae", None, SERVER),
-    "admin-port": ("admin", None, SERVER),
-    "sae": ("sae", "sae", CLIENT),
-    "admin": ("admin", "admin", CLIENT),
-    "device": ("device", "device", SERVER),
-    "device-client": ("device", "sae", CLIENT),
-}
-"""Parties that can ask, which are folders of a PKI: the CA, the role in the certificate, the uses."""
+from keyhaul.pki.parties import PARTIES, Pki, file_name, leaf
 
 _AGAIN = "have the request made anew with `keyhaul pki request`"
 
 
-def leaf(party: str, name: str, hosts: tuple[str, ...], *, ml_dsa: bool = False) -> Leaf:
-    """What the certificate of a party says. Raises ConfigError if it cannot be."""
-    _, role, uses = ROLES[party]
-    if party in ("node", "sae-port", "admin-port"):
-        check_name("node", name)
-    if (SERVER[0] in uses) != bool(hosts):
-        raise ConfigError(
-            f"{party} certificates have {'hosts' if SERVER[0] in uses else 'no hosts'}", "see --host"
-        )
-    algorithm = "ml-dsa-65" if party == "node" or (party == "sae" and ml_dsa) else "ecdsa"
-    return Leaf(name, role, hosts, uses, algorithm)
+def named(party: str, name: str, hosts: Sequence[str], *, ml_dsa: bool = False) -> Leaf:
+    """What the certificate of a party shall say. Raises ConfigError if it cannot be."""
+    if party == "plain":
+        raise ConfigError("a plain port has a CA of its own with its key", "use `keyhaul pki issue plain`")
+    serves = SERVER[0] in PARTIES[party].uses
+    if serves != bool(hosts):
+        raise ConfigError(f"{party} certificates have {'hosts' if serves else 'no hosts'}", "see --host")
+    return leaf(party, name, hosts, "ml-dsa-65" if party == "sae" and ml_dsa else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +77,22 @@ def sign(pki: Pki, domain: str, party: str, wanted: Leaf, file: Path, known: str
     """
     if domain not in pki.domains:
         raise ConfigError(f"there is no domain {domain!r} here", f"use one of {', '.join(pki.domains)}")
-    stem = pki.directory / domain / party / file_name(wanted.name)
-    files = Files(*(stem.with_name(stem.name + suffix) for suffix in (".pem", ".key", "")))
-    if files.key.exists():
+    stem = pki.stem(domain, party, wanted.name)
+    cert, key = (stem.with_name(stem.name + suffix) for suffix in (".pem", ".key"))
+    if key.exists():
         raise ConfigError(
-            f"{files.key}: the private key of that party is here", "remove it, or use `keyhaul pki issue`"
+            f"{key}: the private key of that party is here", "remove it, or use `keyhaul pki issue`"
         )
-    if files.cert.exists() and not pki.overwrite:
-        raise ConfigError(f"{files.cert} exists already", "remove it, or say --overwrite")
+    if cert.exists() and not pki.overwrite:
+        raise ConfigError(f"{cert} exists already", "remove it, or say --overwrite")
     public = _checked(file, party, domain, wanted)
     if known and digest(public) != known.lower():
         raise Refused(f"{file}: the public key is {digest(public)}, not the one given", "ask its holder")
-    path = pki.ca(domain, ROLES[party][0])
+    path = pki.ca(domain, PARTIES[party].ca)
     ca, ca_key = signer(path)
     certificate = vouch(wanted, domain, public, ca, ca_key, pki.lifetimes.window(pki.lifetimes.leaf))
-    write(files.cert, pem([certificate]), 0o644, overwrite=pki.overwrite)
-    return Signed(certificate, files.cert, pki.anchors if party == "node" else path, digest(public))
+    write(cert, pem([certificate]), 0o644, overwrite=pki.overwrite)
+    return Signed(certificate, cert, pki.anchors if party == "node" else path, digest(public))
 
 
 def digest(public: object) -> str:
@@ -122,9 +110,9 @@ def _checked(file: Path, party: str, domain: str, wanted: Leaf) -> PublicKey:
         found = {each.oid: each for each in asked.extensions}
     except OSError as problem:
         raise ConfigError(f"{file}: {problem.strerror}", "correct the path") from None
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise Refused(f"{file}: no certificate request that can be read", _AGAIN) from None
-    except Exception:  # noqa: BLE001  UnsupportedAlgorithm and what a parser of foreign bytes may raise
+    except UnsupportedAlgorithm:
         raise Refused(f"{file}: the key is of a kind that is not used here", _AGAIN) from None
     if not proved:
         raise Refused(f"{file}: its signature is not of its key, so nobody proves to have it", _AGAIN)

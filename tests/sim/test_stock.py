@@ -268,6 +268,32 @@ def test_nor_is_what_was_under_way_then_although_it_was_acknowledged_before_the_
     told(story)
 
 
+def test_nor_is_what_was_sent_between_two_restores_that_follow_each_other() -> None:
+    async def story(world: World) -> None:
+        _, pooled = await stocked(world)
+        a = world.nodes["a"]
+        given_up: list[set[UUID]] = []
+        abandon = a.settlement.abandon
+
+        async def watched(refs: list[Ref], *, lost: bool = False) -> list[Row]:
+            rows = await abandon(refs, lost=lost)
+            if lost:
+                given_up.append({ref.key_id for ref in refs})
+                if len(given_up) == 1:
+                    a.origin._restored("b")
+            return rows
+
+        a.settlement.abandon = watched  # type: ignore[assignment,method-assign]
+        a.origin._restored("b")
+        await asyncio.sleep(5)
+        assert len(given_up) == 2
+        assert given_up[0] <= pooled
+        assert not a.origin._losers
+        await ask_for_another(world, pooled)
+
+    told(story, pool=8)
+
+
 def test_a_key_that_the_master_has_stays_for_its_other_slaves_when_one_of_their_nodes_is_restored() -> None:
     async def story(world: World) -> None:
         backup = world.nodes["c"].disk.tables.copy()
