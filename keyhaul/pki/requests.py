@@ -110,7 +110,7 @@ def _checked(file: Path, party: str, domain: str, wanted: Leaf) -> PublicKey:
         found = {each.oid: each for each in asked.extensions}
     except OSError as problem:
         raise ConfigError(f"{file}: {problem.strerror}", "correct the path") from None
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise Refused(f"{file}: no certificate request that can be read", _AGAIN) from None
     except UnsupportedAlgorithm:
         raise Refused(f"{file}: the key is of a kind that is not used here", _AGAIN) from None

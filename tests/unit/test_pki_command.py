@@ -127,6 +127,10 @@ def sae_file(pki: Pki) -> Path:
         (("issue", "plain", "n1", "--pki", "{pki}"), "--foreign-ca"),
         (("issue", "sae", "x", "--pki", "/nonexistent"), "No such file"),
         (("issue", "sae", "x", "--domain", "east", "--pki", "{pki}"), "no domain 'east'"),
+        (("request", "plain", "n1", "--host", "a"), "use `keyhaul pki issue plain`"),
+        (("sign", "x", "plain", "n1", "--host", "a", "--pki", "{pki}"), "use `keyhaul pki issue plain`"),
+        (("request", "node", "n1"), "see --host"),
+        (("request", "sae", "x", "--host", "a"), "see --host"),
         (("switch-ca", "node", "--pki", "{pki}"), "no next CA"),
         (("trust", "{pki}/lab/node/n1.pem", "--into", "{pki}/node-anchors.pem"), "is no CA"),
     ],
@@ -213,11 +217,18 @@ def test_a_directory_of_several_domains_has_to_be_told_which(
 
 # ---------------------------------------------------------------------- keys that stay with their party
 
-PARTIES = ("node", "sae-port", "admin-port", "sae", "admin", "device", "device-client")
+
+def armoured(der: bytes) -> str:
+    """A request in PEM form."""
+    body = base64.encodebytes(der).decode()
+    return f"-----BEGIN CERTIFICATE REQUEST-----\n{body}-----END CERTIFICATE REQUEST-----\n"
+
+
+REQUESTS = ("node", "sae-port", "admin-port", "sae", "admin", "device", "device-client")
 SERVERS = ("node", "sae-port", "admin-port", "device")
 
 
-@pytest.mark.parametrize("party", PARTIES)
+@pytest.mark.parametrize("party", REQUESTS)
 def test_a_request_gets_what_issue_would_have_made(
     operator: Operator, pki: Pki, tmp_path: Path, party: str
 ) -> None:
@@ -275,11 +286,12 @@ def test_a_request_is_refused_if_it_asks_for_anything_but_what_the_operator_says
     usage |= {word: False for word in ("key_agreement", "crl_sign", "encipher_only", "decipher_only")}
     forged = bytearray(good.public_bytes(serialization.Encoding.DER))
     forged[-1] ^= 1
-    body = base64.encodebytes(bytes(forged)).decode()
+    later = good.public_bytes(serialization.Encoding.DER).replace(b"\x02\x01\x00", b"\x02\x01\x07", 1)
     elsewhere = x509.SubjectAlternativeName([*names, x509.DNSName("n1.example")])
     bad = {
-        "nobody proves": f"-----BEGIN CERTIFICATE REQUEST-----\n{body}-----END CERTIFICATE REQUEST-----\n",
+        "nobody proves": armoured(bytes(forged)),
         "no certificate request": "nonsense",
+        "request that can be read": armoured(later),
         "basicConstraints": made((names, False), (x509.BasicConstraints(True, None), True)),
         "keyUsage": made(
             (names, False), (x509.KeyUsage(digital_signature=True, key_cert_sign=True, **usage), True)
