@@ -7,6 +7,7 @@ one of the change at hand, so `make test` does not go by it.
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,6 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.as_posix()
         return next((at for at, name in enumerate(LONGEST) if path.endswith(f"/tests/{name}")), len(LONGEST))
 
+    if gone := [name for name in LONGEST if not (Path(__file__).parent / name).exists()]:
+        raise pytest.UsageError(f"LONGEST names files that are not there: {', '.join(gone)}")
     items.sort(key=rank)
 
 

@@ -290,7 +290,6 @@ BUGS = (
         "        if self._credit and self._favour:\n",
         "        if False:\n",
         ("tests/unit/test_rounds.py",),
-        seeds=1,
     ),
     Bug(
         "who catches up takes every turn",
@@ -298,7 +297,6 @@ BUGS = (
         "self._favour = not favoured",
         "self._favour = True",
         ("tests/unit/test_rounds.py",),
-        seeds=1,
     ),
     Bug(
         "a node is believed about the applications of others",
@@ -320,7 +318,6 @@ BUGS = (
         "if place and self._turns is not None:",
         "if False:",
         ("tests/e2e/test_bundles.py",),
-        seeds=0,
     ),
     Bug(
         "one envelope may be given the verdict of another",
@@ -328,7 +325,6 @@ BUGS = (
         "            self.open.remove(place)\n",
         "            place = min(self.open)\n            self.open.remove(place)\n",
         ("tests/unit/test_bundle.py",),
-        seeds=0,
     ),
     Bug(
         "an envelope without a verdict counts as accepted",
@@ -336,7 +332,6 @@ BUGS = (
         "                each.failed(error)\n",
         '                each.told(202, b"")\n',
         ("tests/unit/test_joining.py",),
-        seeds=0,
     ),
     Bug(
         "scheme blind leaves its encryption out",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.__main__ import ROOT, Unplantable, alter, apply
+from tests.mutants.__main__ import ROOT, Hunt, Unplantable, alter, apply, table
 from tests.mutants.bugs import BUGS, Bug
 
 
@@ -33,6 +33,17 @@ def test_every_bug_fits_the_code_and_leaves_it_readable(bug: Bug, package: Path)
     for test in bug.tests:
         file, _, name = test.partition("::")
         assert f"def {name}" in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_score_counts_only_where_nothing_is_found_when_nothing_is_planted(
+    broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hunted(name: str, *_: object) -> Hunt:
+        return Hunt(name, broken or name != "nothing", "it breaks", "", 0.0)
+
+    monkeypatch.setattr("tests.mutants.__main__.hunt", hunted)
+    assert table(BUGS[:2], 1) == int(broken)
 
 
 @pytest.mark.parametrize("old", ["this line was written anew", "\n"])
