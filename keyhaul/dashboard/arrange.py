@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import rustworkx
 
-LOOKS = (
-    300_000  # at pairs of nodes that may have to give way; for a hundred nodes it takes a tenth of a second
-)
+LOOKS = 300_000  # at pairs of nodes that may have to give way: a tenth of a second for a hundred nodes
 IN_ONE_ROW = 10  # nodes of a line; longer ones are folded
 
 Position = tuple[float, float]
