@@ -12,6 +12,7 @@ from pathlib import Path
 
 CAUGHT = 3
 NO_TESTS = 4
+PLANTING = "tests/unit/test_planting.py"
 
 
 def main(seeds: int, tests: list[str]) -> int:
@@ -43,7 +44,12 @@ def main(seeds: int, tests: list[str]) -> int:
                 if report.failed:
                     failed.append(report.nodeid)
 
-        result = pytest.main(["-x", "-q", *tests], plugins=[Watch()])
+            def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+                if report.failed:
+                    failed.append(report.nodeid)
+
+        # That file compares the table of bugs with the code: any change of a line in it would be caught.
+        result = pytest.main(["-x", "-q", f"--ignore={PLANTING}", *tests], plugins=[Watch()])
         if result in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
             return NO_TESTS
         if result != pytest.ExitCode.OK:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.__main__ import ROOT, Hunt, Unplantable, alter, apply, table
+from tests.mutants.__main__ import ALL_TESTS, ROOT, Hunt, Unplantable, alter, apply, hunt, patched, table
 from tests.mutants.bugs import BUGS, Bug
 
 
@@ -44,6 +44,41 @@ def test_a_score_counts_only_where_nothing_is_found_when_nothing_is_planted(
 
     monkeypatch.setattr("tests.mutants.__main__.hunt", hunted)
     assert table(BUGS[:2], 1) == int(broken)
+
+
+def test_where_a_patch_is_looked_for_all_tests_can_be_read_and_those_of_pages_pass() -> None:
+    """Else they would catch everything: a patch that changes nothing, too."""
+
+    def nothing(folder: Path) -> None:
+        with (folder / "keyhaul" / "errors.py").open("a") as file:
+            file.write("# a remark\n")
+
+    result = hunt("nothing", nothing, 0, ("--collect-only", *ALL_TESTS))
+    assert not result.caught, result.how
+    result = hunt("nothing", nothing, 0, ("tests/unit/test_docs.py", "tests/unit/test_agent_settings.py"))
+    assert not result.caught, result.how
+
+
+@pytest.mark.parametrize(
+    ("how", "control", "code"),
+    [
+        ("storm 3, promise 4: lost", True, 0),
+        ("tests/unit/test_x.py::test_y[1]", False, 0),
+        ("tests/unit/test_x.py::test_y[1]", True, 1),
+        ("", False, 1),
+    ],
+)
+def test_a_patch_is_not_caught_by_what_fails_without_it(
+    how: str, control: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hunted(name: str, plant: object, seeds: int, tests: list[str], *_: object) -> Hunt:
+        if name == "nothing":
+            assert tests == ["tests/unit/test_x.py::test_y"]
+            return Hunt(name, control, "", "", 0.0)
+        return Hunt(name, bool(how), how or "NOT CAUGHT", "", 0.0)
+
+    monkeypatch.setattr("tests.mutants.__main__.hunt", hunted)
+    assert patched(Path("my.diff")) == code
 
 
 @pytest.mark.parametrize("old", ["this line was written anew", "\n"])
