@@ -144,7 +144,7 @@ def decode(body: bytes) -> Told:
     """What an initiator says. Raises Malformed."""
     try:
         return msgspec.json.decode(body, type=Told)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Malformed('the body is not {"key_ID": UUID}', "use the same release at both ends") from None
 
 
@@ -156,7 +156,7 @@ def _refusal(error: KeyhaulError) -> Reply:
 def _error(status: int, said: bytes) -> KeyhaulError:
     try:
         no = msgspec.json.decode(said, type=No)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         no = No(f"status {status}")
     kind = Unavailable if status >= 500 else Unauthorized if status == 401 else Refused
     return kind(f"the other agent says: {no.cause}", no.next_step)

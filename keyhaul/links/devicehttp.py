@@ -158,6 +158,6 @@ def _said(body: bytes) -> str:
     """The device's own words, cut and cleaned for logs."""
     try:
         words = msgspec.json.decode(body, type=_Error).message
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # msgspec.DecodeError, and what is not UTF-8
         words = ""
     return "".join(c for c in words[:200] if c.isprintable()) or "no reason given"

@@ -136,7 +136,7 @@ class Device:
         reply = await self._ask("status", "GET", "status", None)
         try:
             return msgspec.json.decode(reply.body, type=DeviceStatus, strict=False)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:  # msgspec.DecodeError, and what is not UTF-8
             raise Malformed(f"the device's status is not what 014 says: {error}") from None
 
     async def limits(self) -> DeviceLimits:
@@ -259,7 +259,7 @@ class Device:
     def _parsed(self, reply: Reply) -> list[_Key]:
         try:
             container = msgspec.json.decode(reply.body, type=_Container)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:  # msgspec.DecodeError, and what is not UTF-8
             raise Malformed(f"the device's key container is not what 014 says: {error}") from None
         keys = container.keys if container.keys is not None else container.Keys
         if keys is None:

@@ -29,6 +29,21 @@ def test_a_kept_input_and_its_neighbours_do_what_is_documented(path: Path) -> No
             raise AssertionError(f"{target} with seed {seed} on {changed!r}") from found
 
 
+DEEP = b"[" * 3000 + b"]" * 3000  # more than a decoder may follow; a fuzzer seldom gets that far
+WHOLE = (b'{"x":' + DEEP + b"}", DEEP, b'{"\xff":1}', b"\x91" * 3000, b"\x81\xa1a" * 3000)
+MEMBERS = (b',"zz":' + DEEP, b',"zz":"\xff"', b',"\xff":1')
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_nested_without_end_or_not_utf_8_is_refused_as_documented(target: str) -> None:
+    for data in WHOLE:
+        run(target, data)
+    for path in (CORPUS / target).iterdir():
+        head, brace, tail = path.read_bytes().rpartition(b"}")
+        for member in MEMBERS if brace else ():
+            run(target, head + member + brace + tail)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_has_seeds_that_it_accepts(target: str) -> None:
     """Otherwise it would fuzz nothing but its first check."""
