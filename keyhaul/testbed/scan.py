@@ -1,4 +1,5 @@
-"""Looks for key bits where none may be: memory, files and recorded wires, raw, in hex and in base64.
+"""Looks for key bits where none may be: memory, arguments, environments, files and recorded wires, raw, in
+hex and in base64.
 
 A scan is worth as much as it finds where keys are. So the tests let it find the keys of scheme `trusted` in
 relays first, and then see that it finds none of `masked` and `blind`.
@@ -204,12 +205,17 @@ class Finding:
 
 
 def testbed(state: Mapping[str, Any], directory: Path, keys: Sequence[bytes]) -> list[Finding]:
-    """Memory, store and log of every node of a running testbed (`state` as in testbed.json)."""
+    """Memory, arguments, environment, store and log of every node of a running testbed.
+
+    `state` is what testbed.json says.
+    """
     needles = Needles(keys)
     findings = []
     for node in state["nodes"]:
         hits = [
             *memory(node["pid"], needles),
+            *files(Path(f"/proc/{node['pid']}/cmdline"), needles),
+            *files(Path(f"/proc/{node['pid']}/environ"), needles),
             *files(directory / "nodes" / node["name"], needles),
             *files(directory / "logs" / f"{node['name']}.log", needles),
         ]

@@ -90,8 +90,10 @@ def test_memory_of_a_process_is_searched_to_its_ends() -> None:
     assert child.stdout is not None
     child.stdout.readline()
     hits = {hit.form for hit in scan.memory(child.pid, Needles(KEYS))}
+    said = list(scan.files(Path(f"/proc/{child.pid}/cmdline"), Needles(KEYS)))
     child.communicate(b"")
     assert "raw" in hits
+    assert said == [scan.Hit(2, "hex", "file cmdline")]
     with pytest.raises(Unavailable):
         list(scan.memory(child.pid, Needles(KEYS)))
 
