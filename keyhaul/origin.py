@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,9 +28,9 @@ from keyhaul.errors import (
     Unavailable,
 )
 from keyhaul.keys import MASTER, Ref, Row, Secret, State
+from keyhaul.losses import Losses
 from keyhaul.messages.etsi014 import LABELS, SCHEME, Delivered, Order, Standing
 from keyhaul.minting import MATES, Mint
-from keyhaul.pairing import ANEW
 from keyhaul.pools import MAX_BATCH, Pools, Rules
 from keyhaul.ports import Spawn
 from keyhaul.promise import Ask, choose_scheme
@@ -40,6 +39,7 @@ from keyhaul.settlement import Settlement
 from keyhaul.shelves import Pool
 from keyhaul.site import Site
 from keyhaul.stock import Stock
+from keyhaul.waiting import Load, Wait, Waits
 
 log = structlog.get_logger("keyhaul.origin")
 
@@ -48,27 +48,8 @@ SHORTEST_TURN = 0.5  # seconds that another attempt is worth
 PATIENCE = 2.0  # times the slowest confirmation of late that an attempt waits at least
 FADING = 0.8  # of that is left with the next confirmation
 _WISHES = frozenset({SCHEME, LABELS})
-AGAIN = 1.0  # seconds until a store that could not save is asked again
 PROBE_LIFE = 60.0  # seconds until a test key expires
 MESSAGE_COST = 1024  # bits of device key that a message with one-time pads costs beside its keys, at most
-
-
-class _Wait:
-    """Somebody waiting for keys to be confirmed: a master that takes them at once, or a pool."""
-
-    def __init__(self, refs: Iterable[Ref], *, claims: bool) -> None:
-        self.claims = claims
-        self.open = set(refs)
-        self.failed: list[Row] = []
-        self.doubted = False  # the neighbour could not open what was sent
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def conclude(self, row: Row) -> None:
-        self.open.discard(row.ref)
-        if row.state in (State.FAILED, State.VOIDED, State.EXPIRED):
-            self.failed.append(row)
-        if (self.failed or not self.open) and not self.done.done():
-            self.done.set_result(None)
 
 
 class Origin:
@@ -88,26 +69,24 @@ class Origin:
         self._relay = relay
         self._settlement = settlement
         self._spawn = spawn
-        self._waits: dict[Ref, _Wait] = {}
+        self._waits = Waits()
+        self._loads: dict[Pool, Load] = {}
         self.pools = Pools(rules or Rules(fixed=site.settings.pool))
         self._slowest = 0.0  # seconds that a confirmation took lately
         self._filling = 0
         self._fullest: dict[str, int] = {}  # bits a neighbour's link held at most
         self._stock = Stock(site, self.pools, spawn)
-        self._losers: Counter[str] = (
-            Counter()
-        )  # restores heard of, until all is void that was meant for the node
-        settlement.claimed = self._claimed
+        self._losses = Losses(site, settlement, spawn)
+        settlement.claimed = self._waits.claimed
         settlement.concluded = self._concluded
-        settlement.doubted = self._doubted
-        settlement.lost = self._lost
+        settlement.doubted = self._waits.doubted
+        settlement.lost = self._losses.concern
         site.pairing.restored = self._restored
 
     async def start(self) -> None:
         """Keys confirmed in earlier runs and never handed out are ready, unless the far end lost them."""
         rows = sorted(await self._site.ledger.deliverable(), key=lambda row: row.ref)
-        for node in await self._site.ledger.items(ANEW):
-            self._lose(node)
+        await self._losses.start()
         self._offer(rows)
         for (master, slave), pair in self.pools.rules.pairs.items():
             if pair.least and self._site.view.home(master) == self._site.name:
@@ -122,6 +101,7 @@ class Origin:
         Raises NoSuchTarget, NoRoute, InsufficientKey, ExtensionRefused or Unavailable; then no key of
         the request is ever delivered to anyone.
         """
+        end = self._site.clock.now() + self._site.settings.request_timeout
         self._check_master(order.master)
         number, size = order.number, order.size
         story.tell(log, "keys asked for", master=order.master, slaves=order.targets, number=number, size=size)
@@ -131,22 +111,48 @@ class Origin:
             story.tell(log, "keys given that were ready", keys=number, key_id=ready[0].key_id)
             return ready
         try:
-            batch = await self._made(order)
+            if plain and (ready := await self._coming(order, end)):
+                story.tell(log, "keys given that were on their way", keys=number, key_id=ready[0].key_id)
+                return ready
+            batch = await self._made(order, end, _pool(order) if plain else None)
         finally:
             if plain:
                 self._note(order, hit=False)
         if plain:
             self.pools.reached(_pool(order), self._site.clock.now())
-        story.tell(log, "keys given", keys=len(batch.keys), key_id=batch.keys[0][0])
-        return [Delivered(key_id, key, batch.trust) for key_id, key in batch.keys]
+        keys = batch.keys[:number]
+        story.tell(log, "keys given", keys=number, key_id=keys[0][0])
+        return [Delivered(key_id, key, batch.trust) for key_id, key in keys]
 
-    async def _made(self, order: Order) -> Batch:
-        """Keys that are made for this request."""
+    async def _coming(self, order: Order, end: float) -> list[Delivered]:
+        """Keys that are on their way to the pool already, if they are enough: other ones would come later.
+
+        Where there is another way half of the time is left for it.
+        """
+        pool, clock = _pool(order), self._site.clock
+        if pool not in self._loads:
+            return []
+        until = self._turn(order, end)
+        while (load := self._loads.get(pool)) and self._stock.count(pool) + load.number >= order.number:
+            if (left := until - clock.now()) <= 0:
+                break
+            await asyncio.wait((load.landed,), timeout=left)
+            if ready := await self._stock.take(pool, order.number):
+                return ready
+        if end - clock.now() > SHORTEST_TURN:
+            return []
+        within = f"{self._site.settings.request_timeout:g} s"
+        raise Unavailable(
+            f"the far end did not confirm keys that are on their way within {within}", "ask again"
+        )
+
+    async def _made(self, order: Order, end: float, pool: Pool | None) -> Batch:
+        """Keys that are made for this request, and behind them some for its pool."""
         if self._site.settings.release == "immediate" or self._local(order):
             batch = await self._batch(order, waiting=False)
             await self._relay.dispatch(batch)
             return batch
-        return await self._confirmed_batch(order)
+        return await self._confirmed_batch(order, end, pool)
 
     def _check_master(self, master: str) -> None:
         """Far nodes believe a master only from its own node; so does this one, and says so at once."""
@@ -180,7 +186,7 @@ class Origin:
     def _local(self, order: Order) -> bool:
         return all(leg == self._site.name for leg in self._site.legs(order.targets))
 
-    async def _confirmed_batch(self, order: Order) -> Batch:
+    async def _confirmed_batch(self, order: Order, end: float, pool: Pool | None) -> Batch:
         """Keys that every target's node holds: over one way after another, while there is one and time.
 
         Each attempt has keys and pads of its own and is void before the next one starts. Where there is no
@@ -188,13 +194,12 @@ class Origin:
         devices disagreed, and what they gave has been thrown away since. A destination that refuses gets no
         second try, for a relay that probes it would profit.
         """
-        end = self._site.clock.now() + self._site.settings.request_timeout
         problem: Unavailable | None = None
         once_more = True
         while True:
             batch = await self._batch(order, waiting=True, deadline=self._turn(order, end))
             try:
-                await self._dispatch_and_wait(batch)
+                await self._attempt(batch, pool)
             except ExtensionRefused:
                 # Only the way that failed could have kept what was demanded.
                 if problem is None:
@@ -206,11 +211,24 @@ class Origin:
                 if not around and not (once_more and batch.doubted and self._time_left(end)):
                     raise
                 once_more = False
-                lost = str(batch.keys[0][0]) if batch.keys else ""
                 what = "keys go another way" if around else "keys go the same way once more"
-                log.info(what, master=order.master, cause=error.cause, key_id=lost)
+                log.info(what, master=order.master, cause=error.cause, key_id=str(batch.keys[0][0]))
             else:
                 return batch
+
+    async def _attempt(self, batch: Batch, pool: Pool | None) -> None:
+        """Send what was asked for and, at the cost of the same device key, what its pool lacks."""
+        number, more = len(batch.keys), 0
+        if pool is not None:
+            room = min([MAX_BATCH, *(self._spare(peer, batch.size) for peer in self._pad_peers(pool))])
+            more = self.pools.along(pool, number, room, batch.created)
+        if pool is None or not more:
+            await self._dispatch_and_wait(batch, number)
+            return
+        load = Load(more)
+        with self._loading(pool, load):
+            batch.keys += await self._mint.keys(more, batch.size, self.pools.block(pool))
+            load.arrived = await self._dispatch_and_wait(batch, number)
 
     def _turn(self, order: Order, end: float) -> float:
         """When this attempt gives up: half of the time left if there is another way, else all of it.
@@ -240,36 +258,29 @@ class Origin:
     def _time_left(self, end: float) -> bool:
         return end - self._site.clock.now() > max(SHORTEST_TURN, self._slowest)
 
-    async def _dispatch_and_wait(self, batch: Batch) -> None:
+    async def _dispatch_and_wait(self, batch: Batch, number: int) -> bool:
+        """The first `number` keys are for a master; whether what is behind them reached its pool."""
         refs = [Ref(key_id, self._site.name) for key_id, _ in batch.keys]
-        with self._expecting(refs, claims=True) as wait:
+        with self._waits.expecting(refs, number) as wait:
             await self._confirmed(batch, wait)
-            if wait.open or wait.failed:
+            if not wait.good:
                 # Still expecting: keys confirmed while they are given up must not reach a pool as well.
-                await self._give_up(batch, refs, wait)
+                await self._give_up(batch, wait)
         took = self._site.clock.now() - batch.created
         self._slowest = max(took, FADING * self._slowest)
+        return wait.good
 
-    @contextmanager
-    def _expecting(self, refs: list[Ref], *, claims: bool) -> Iterator[_Wait]:
-        wait = _Wait(refs, claims=claims)
-        self._waits.update((ref, wait) for ref in refs)
-        try:
-            yield wait
-        finally:
-            for ref in refs:
-                self._waits.pop(ref, None)
-
-    async def _confirmed(self, batch: Batch, wait: _Wait) -> None:
+    async def _confirmed(self, batch: Batch, wait: Wait) -> None:
         """Send a batch and wait until every key of it is confirmed, one failed, or time is up."""
         await self._relay.dispatch(batch)
         patience = max(batch.deadline - self._site.clock.now(), 0.0)
         await asyncio.wait((wait.done,), timeout=patience)
 
-    async def _give_up(self, batch: Batch, refs: list[Ref], wait: _Wait) -> None:
+    async def _give_up(self, batch: Batch, wait: Wait) -> None:
         """Time is up, or a node refused: void what is under way. An ack may still have been faster."""
-        rows = await self._settlement.abandon(refs)
-        if len(rows) == len(refs) and all(row.state is State.TAKEN for row in rows):
+        rows = await self._settlement.abandon(wait.claimed | wait.open)
+        claimed = [row for row in rows if row.ref in wait.claimed]
+        if len(claimed) == len(wait.claimed) and all(row.state is State.TAKEN for row in claimed):
             return
         batch.failed = _failed_ways(batch, rows)
         for leg in self._site.legs(batch.targets):
@@ -308,7 +319,7 @@ class Origin:
         if self._local(order):
             await self._relay.dispatch(batch)
         else:
-            await self._dispatch_and_wait(batch)
+            await self._dispatch_and_wait(batch, 1)
         for _, key in batch.keys:
             key.wipe()
         took = self._site.clock.now() - started
@@ -316,25 +327,14 @@ class Origin:
 
     # ------------------------------------------------------------------ what the settlement tells
 
-    def _claimed(self, ref: Ref) -> bool:
-        wait = self._waits.get(ref)
-        return wait is not None and wait.claims
-
-    def _doubted(self, refs: Iterable[Ref]) -> None:
-        for ref in refs:
-            if ref in self._waits:
-                self._waits[ref].doubted = True
-
     def _concluded(self, rows: Sequence[Row]) -> None:
-        self._offer(row for row in rows if (wait := self._waits.get(row.ref)) is None or not wait.claims)
+        self._offer(row for row in rows if not self._waits.claimed(row.ref))
         for row in rows:
             if row.upstream is None:
                 self._learn(row)
-            wait = self._waits.get(row.ref)
             if row.state is not State.DELIVERABLE:
                 self.pools.remove(row)
-            if wait is not None:
-                wait.conclude(row)
+            self._waits.conclude(row)
 
     def _offer(self, rows: Iterable[Row]) -> None:
         """Keys into their pools, unless a request without wishes would get better ones today.
@@ -345,7 +345,7 @@ class Origin:
         for row in rows:
             needed = self._site.policy.demanded(row.initiator, row.targets)
             fits = row.scheme == "local" or needed <= frozenset(row.trust.get("labels", "").split())
-            fits = fits and not self._lost(row)
+            fits = fits and not self._losses.concern(row)
             if row.scheme in self._site.schemes:
                 kind = (row.path, needed)
                 if kind not in usual:
@@ -384,7 +384,9 @@ class Origin:
             if picked is None:
                 return
             self._filling += 1
-            self._spawn(self._fill(*picked), "fill pool")
+            pool, number = picked
+            self._loads[pool] = load = Load(number)
+            self._spawn(self._fill(pool, load), "fill pool")
 
     def _room(self, pool: Pool) -> int:
         """Keys that pools may send over the first links now; the rest of their stock is for others."""
@@ -413,22 +415,47 @@ class Origin:
         part = 0.0 if self.pools.rules.fixed is not None else 1.0 - self.pools.rules.share
         return int(part * self._fullest.get(peer, 0))
 
-    async def _fill(self, pool: Pool, number: int) -> None:
+    def _pad_peers(self, pool: Pool) -> list[str]:
+        """Neighbours on the way whose link takes one-time pads for every key."""
+        with contextlib.suppress(Unavailable, NoSuchTarget):
+            firsts = [
+                self._site.view.hops(self._site.name, leg)[1]
+                for leg in self._site.legs(tuple(pool.targets))
+                if leg != self._site.name and leg not in self._site.foreign
+            ]
+            return [peer for peer in firsts if "its-wire" in self._site.link(peer).labels]
+        return []
+
+    @contextmanager
+    def _loading(self, pool: Pool, load: Load) -> Iterator[None]:
+        """Keys for a pool are under way: requests for them wait, and the policy is told how it ended."""
+        self._loads[pool] = load
+        begun = self._site.clock.now()
+        try:
+            yield
+        finally:
+            del self._loads[pool]
+            load.landed.set_result(None)
+            now = self._site.clock.now()
+            if load.arrived:
+                apiece = bool(self._pad_peers(pool))
+                self.pools.filled(pool, load.number, now - begun, now, apiece=apiece)
+            else:
+                self.pools.failed(pool, now)
+
+    async def _fill(self, pool: Pool, load: Load) -> None:
         """Relay one batch of keys ahead of demand; then the next one is picked. A story of its own."""
         story.begin()
-        begun, done = self._site.clock.now(), False
         try:
-            with self._site.tracer.span("restock", master=pool.master, keys=number):
-                done = await self._relay_ahead(pool, number)
+            with (
+                self._site.tracer.span("restock", master=pool.master, keys=load.number),
+                self._loading(pool, load),
+            ):
+                load.arrived = await self._relay_ahead(pool, load.number)
         except KeyhaulError as error:
             log.info("pool not filled", master=pool.master, cause=error.cause)
         finally:
             self._filling -= 1
-            now = self._site.clock.now()
-            if done:
-                self.pools.filled(pool, number, now - begun, now)
-            else:
-                self.pools.failed(pool, now)
         self._restock()
 
     async def _relay_ahead(self, pool: Pool, number: int) -> bool:
@@ -441,9 +468,9 @@ class Origin:
             await self._relay.dispatch(batch)
             self.pools.add(pool, refs)
             return True
-        with self._expecting(refs, claims=False) as wait:
+        with self._waits.expecting(refs) as wait:
             await self._confirmed(batch, wait)
-        if not wait.open and not wait.failed:
+        if wait.good:
             return True
         rows = await self._settlement.abandon(wait.open)
         batch.failed = _failed_ways(batch, [*wait.failed, *rows])
@@ -465,39 +492,7 @@ class Origin:
                 if node in self._site.legs(tuple(pool.targets)):
                     self.pools.empty(pool)
                     self._stock.lose(pool)
-        self._lose(node)
-
-    def _lost(self, row: Row) -> bool:
-        return row.ref.leg == self._site.name and any(leg in self._losers for leg in row.legs)
-
-    def _lose(self, node: str) -> None:
-        self._losers[node] += 1
-        if self._losers[node] == 1:
-            self._spawn(self._void_lost(node), f"void what {node} has lost")
-
-    async def _void_lost(self, node: str) -> None:
-        """What is ready for a restored node and what is under way to it, until the store could save that.
-
-        What was sent before this node heard of the restore went under keys that are no more, and it may have
-        been acknowledged before. If there was another restore meanwhile, once more.
-        """
-        ledger, heard = self._site.ledger, 0
-        while heard != self._losers[node]:
-            heard = self._losers[node]
-            try:
-                rows = [*await ledger.unfinished(), *await ledger.deliverable()]
-                await self._settlement.abandon(
-                    [row.ref for row in rows if row.ref.leg == self._site.name and node in row.legs],
-                    lost=True,
-                )
-                if heard == self._losers[node]:
-                    async with ledger.edit() as change:
-                        change.erase(ANEW, node)
-            except Unavailable as error:
-                heard = 0
-                log.warning("what a restored node lost is not void yet", node=node, cause=error.cause)
-                await asyncio.sleep(AGAIN)
-        del self._losers[node]
+        self._losses.add(node)
 
     def _still_there(self, row: Row) -> bool:
         """Whether the applications of a key are where it was sent."""

@@ -10,7 +10,9 @@ Four questions, answered from what SAEs asked lately and how long it took to res
     lot       how many keys come at once. A message costs every node on the way the same for one key as for a
               hundred, on a quantum link a device key that a slow one makes in half a second; keys
               that come sooner than needed lie idle meanwhile (the economic order quantity, a message costing
-              as much as half a key that is not ready)
+              as much as half a key that is not ready). Where restocking takes long, as over a link that is
+              dry, as many more as are asked for meanwhile
+    along     how many of them come in the message of a request that found too few, which is sent anyway
     pick      whose pool is restocked next: priority first, then whoever got least for its weight
               (start-time fair queueing), as far as the room on its first link goes; so a greedy pair
               delays nobody's first key, and what relays and requests need stays there
@@ -37,6 +39,8 @@ MEMORY = 30.0  # seconds after which demand counts for 1/e
 BURST = 2.0  # seconds that make one burst
 RECHECK = 0.25  # seconds that a target stays as it is, unless more is asked
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a pool that could not be restocked tries again
+SLOWER, FASTER = 0.5, 0.1  # how much of a longer or shorter time to restock is believed at once
+LONGEST_LEAD = 30.0  # seconds: a pool is not made for a link that is down
 REVIEW = 0.5  # seconds a restocking may have to wait for its turn
 SLACK = 2.0  # times its target that a pool may hold before it gives keys up
 
@@ -103,8 +107,12 @@ class Demand:
             self.peak *= math.exp2(-passed / idle)
             self.at = now
 
-    def wanted(self, lead: float, idle: float, now: float) -> tuple[int, int]:
-        """Keys worth holding when restocking takes `lead` seconds, and how many should come at once."""
+    def wanted(self, lead: float, idle: float, now: float, *, apiece: bool) -> tuple[int, int]:
+        """Keys worth holding when restocking takes `lead` seconds, and how many should come at once.
+
+        At least what is asked for meanwhile comes at once, for only one batch is under way at a time; unless
+        keys cost the link their size each, `apiece`.
+        """
         self._decay(now, idle)
         if self.requests < 2:
             return 0, 0
@@ -115,7 +123,7 @@ class Demand:
         mean = rate * lead
         spread = math.sqrt(mean * max(1.0, self.squares / self.keys if self.keys > 1e-9 else 1.0))
         level = math.ceil(mean + NormalDist().inv_cdf(min(worth, 0.9999)) * spread)
-        lot = int(math.sqrt(rate * idle))
+        lot = int(math.sqrt(rate * idle) + (0.0 if apiece else mean))
         return max(level + lot if worth > 0.5 else 0, int(self.peak)), lot
 
 
@@ -135,6 +143,8 @@ class _State:
     lead: float = 1.0
     finish: float = 0.0
     restocking: bool = False  # until it is full
+    apiece: bool = False  # every key costs the first link its size
+    low_since: float | None = None  # until a batch arrives
     filling: bool = False  # a batch is under way
     pause: float = 0.0
     try_at: float = -math.inf
@@ -169,12 +179,21 @@ class Pools(Shelves):
             state.misses += 1
             state.checked = -math.inf
 
-    def filled(self, pool: Pool, number: int, seconds: float, now: float) -> None:
-        """A batch that `pick` named is confirmed at the far end, after so many seconds."""
+    def filled(self, pool: Pool, number: int, seconds: float, now: float, *, apiece: bool = False) -> None:
+        """A batch that was named by `pick` or `along` is confirmed at the far end, after so many seconds.
+
+        `apiece`: the first link gives one-time pads for every key, so a message more costs little, and
+        keys that wait for room there would only be more keys.
+        """
         state = self._state(pool, now)
         state.filling, state.pause = False, 0.0
         state.stocked += number
-        state.lead += 0.3 * (seconds - state.lead)
+        state.apiece = apiece
+        if state.low_since is not None and not apiece:
+            seconds = max(seconds, now - state.low_since)
+        state.low_since = None
+        longer = min(seconds, LONGEST_LEAD) - state.lead
+        state.lead += (0.3 if apiece else SLOWER if longer > 0 else FASTER) * longer
 
     def failed(self, pool: Pool, now: float) -> None:
         """A batch that `pick` named could not be delivered."""
@@ -205,7 +224,8 @@ class Pools(Shelves):
         if rules.fixed is not None:
             wanted, lot, most = rules.fixed, 0, rules.fixed
         else:
-            wanted, lot = state.demand.wanted(state.lead + REVIEW, rules.idle, now)
+            lead = state.lead + REVIEW
+            wanted, lot = state.demand.wanted(lead, rules.idle, now, apiece=state.apiece)
         target = max(min(wanted, most), pair.least)
         state.lot = min(max(lot, target // 4), MAX_BATCH, target // 2)
         return target
@@ -244,12 +264,31 @@ class Pools(Shelves):
         self._turn = start
         return pool, number
 
+    def along(self, pool: Pool, number: int, room: int, now: float) -> int:
+        """How many keys come behind the `number` of a request that the pool could not serve: what it lacks.
+
+        The message is sent anyway, so it makes no difference whether it is the pool's turn. As after `pick`,
+        the pool must be told what became of them; at most `room`.
+        """
+        state = self._states.get(pool)
+        if state is None or state.filling:
+            return 0
+        more = min(self.target(pool, now) - self.count(pool), MAX_BATCH - number, room)
+        if more < 1:
+            return 0
+        state.filling = True
+        state.low_since = now if state.low_since is None else state.low_since
+        state.finish = max(state.finish, self._turn) + more / self._pair(pool).weight
+        return more
+
     def _lacks(self, pool: Pool, state: _State, now: float) -> bool:
         """Restocking begins when a pool is low and goes on until it is full, but for what left meanwhile."""
         if state.filling or now < state.try_at:
             return False
         full = self.target(pool, now) - self.count(pool) <= state.lot // 2
         state.restocking = not full and (state.restocking or self.low(pool, now))
+        if state.restocking and state.low_since is None:
+            state.low_since = now
         return state.restocking
 
     def surplus(self, now: float) -> list[tuple[Pool, int]]:

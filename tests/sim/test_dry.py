@@ -150,3 +150,63 @@ def test_a_greedy_application_leaves_a_modest_one_its_part_of_a_dry_link(rules: 
 @pytest.mark.parametrize("rules", [Rules(fixed=0), Rules()], ids=["no pools", "by demand"])
 def test_nor_does_it_where_the_dry_link_lies_beyond_two_relays(rules: Rules) -> None:
     check(share(1, rules, beyond=2, hands=40, requests=60))
+
+
+@dataclass
+class BlockPair(DevicePair):
+    """Devices that make a block of keys from time to time, as those of the Galician link do."""
+
+    block: int = 48
+    every: float = 60.0
+    _left: int = 48
+    _next: float = 60.0
+
+    async def enc_keys(self, number: int, size: int) -> list[SimKey]:
+        while asyncio.get_running_loop().time() >= self._next:
+            self._left, self._next = self.block, self._next + self.every
+        number = min(number, self._left)
+        if not number:
+            raise InsufficientKey("the device has no key now")
+        self._left -= number
+        return await super().enc_keys(number, size)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_applications_that_ask_without_pause_live_on_a_block_of_device_keys_a_minute(beyond: int) -> None:
+    """Eight pairs want some 40 keys a second of a link that carries 48 messages a minute, in one go."""
+
+    async def story() -> Counter[str]:
+        lines = [("a", "b", "pqc"), ("b", "c", "qkd")][1 - beyond :]
+        near, pairs = lines[0][0], [(f"sae-m{at}", f"sae-s{at}") for at in range(8)]
+        homes = {sae: home for pair in pairs for sae, home in zip(pair, (near, "c"), strict=True)}
+        world = World(1, lines, saes=homes, request_timeout=15.0)
+        world.stock = 64
+        world.devices[frozenset("bc")] = BlockPair(world.rng)
+        await world.start()
+        origin, answers = world.nodes[near].origin, Counter[str]()
+        origin.pools.rules = Rules()
+        loop = asyncio.get_running_loop()
+
+        async def use(master: str, slave: str, rng: random.Random) -> None:
+            while loop.time() < 240.0:
+                order = Order(master, (slave,), rng.randint(1, 4), 256, {}, frozenset())
+                try:
+                    await origin.request(order)
+                    answers["served"] += 1
+                    await asyncio.sleep(0.5)
+                except Unavailable:
+                    answers["refused at first" if loop.time() < 120.0 else "refused"] += 1
+                    await asyncio.sleep(0.2)
+
+        async with asyncio.TaskGroup() as tasks:
+            for at, (master, slave) in enumerate(pairs):
+                tasks.create_task(use(master, slave, random.Random(at)))
+            for _ in range(240):
+                await asyncio.sleep(1.0)
+                await origin.tend()
+        assert world.broken == []
+        return answers
+
+    answers = run(story())
+    assert answers["served"] > 2_500, answers
+    assert answers["refused"] < 0.002 * answers["served"], answers

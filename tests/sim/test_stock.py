@@ -288,7 +288,7 @@ def test_nor_is_what_was_sent_between_two_restores_that_follow_each_other() -> N
         await asyncio.sleep(5)
         assert len(given_up) == 2
         assert given_up[0] <= pooled
-        assert not a.origin._losers
+        assert not a.origin._losses._heard
         await ask_for_another(world, pooled)
 
     told(story, pool=8)

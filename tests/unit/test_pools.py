@@ -158,6 +158,63 @@ def test_priority_goes_first_and_no_pool_twice_at_once() -> None:
     assert picked[3] is None
 
 
+def test_a_request_brings_what_its_pool_lacks_as_far_as_the_message_and_the_link_go() -> None:
+    pools = Pools(Rules(fixed=50))
+    assert pools.along(A, 1, 100, 0.0) == 0, "one request makes no pool"
+    pools.asked(A, 1, False, 0.0)
+    stock(pools, A, 10)
+    assert pools.along(A, 1, 100, 0.0) == 40
+    assert pools.along(A, 1, 100, 0.0) == 0, "they are under way"
+    assert pools.pick(0.0, room) is None
+    pools.failed(A, 0.0)
+    assert pools.along(A, MAX_BATCH - 3, 100, 0.0) == 3, "that others failed holds up nobody"
+    pools.filled(A, 3, 1.0, 0.0)
+    assert pools.along(A, MAX_BATCH, 100, 0.0) == 0
+    assert pools.along(A, 1, 5, 0.0) == 5
+
+
+def test_what_came_along_counts_as_a_turn_of_its_pool() -> None:
+    pools = Pools(Rules(fixed=300))
+    for pool in (A, B):
+        pools.asked(pool, 1, False, 0.0)
+    assert pools.along(A, 1, 100, 0.0) == 100
+    pools.filled(A, 100, 1.0, 0.0)
+    picked = pools.pick(0.0, room)
+    assert picked == (B, MAX_BATCH)
+
+
+def test_a_link_that_makes_pools_wait_for_room_gets_fewer_and_larger_messages() -> None:
+    """A device that gives a block of keys a minute is dry in between: that is part of restocking."""
+
+    def lot(wait: float) -> int:
+        pools, now = Pools(Rules()), 0.0
+        for _ in range(6):
+            now = ask(pools, A, 40, every=0.25, start=now)
+            assert pools.pick(now, lambda pool: 0) is None
+            now = ask(pools, A, int(4 * wait), every=0.25, start=now)
+            picked = pools.pick(now, room)
+            assert picked is not None
+            now += 0.1
+            pools.filled(A, picked[1], 0.1, now)
+        pools.target(A, now)
+        return pools._states[A].lot
+
+    assert lot(0.0) < 50
+    assert lot(20.0) > 80
+    assert lot(600.0) <= MAX_BATCH
+
+
+def test_a_link_that_was_down_for_long_makes_no_pool_for_that() -> None:
+    pools = Pools(Rules())
+    now = ask(pools, A, 100, every=0.1)
+    assert pools.pick(now, lambda pool: 0) is None
+    now = ask(pools, A, 36_000, every=0.1, start=now)
+    picked = pools.pick(now, room)
+    assert picked is not None
+    pools.filled(A, picked[1], 0.1, now)
+    assert pools.target(A, now) < 1_000
+
+
 def test_a_link_without_room_holds_up_only_those_who_need_it() -> None:
     pools = Pools(Rules(fixed=50))
     pools.asked(A, 1, False, 0.0)

@@ -181,7 +181,7 @@ class World:
 
     def _filled(self, pool: Pool, number: int, begun: float) -> None:
         self._filling -= 1
-        self.pools.filled(pool, number, self.now - begun, self.now)
+        self.pools.filled(pool, number, self.now - begun, self.now, apiece=True)
         block = self.pools.block(pool)
         for first in range(0, number, block):
             name = next(self._names) << 8
