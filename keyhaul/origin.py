@@ -218,10 +218,8 @@ class Origin:
 
     async def _attempt(self, batch: Batch, pool: Pool | None) -> None:
         """Send what was asked for and, at the cost of the same device key, what its pool lacks."""
-        number, more = len(batch.keys), 0
-        if pool is not None:
-            room = min([MAX_BATCH, *(self._spare(peer, batch.size) for peer in self._pad_peers(pool))])
-            more = self.pools.along(pool, number, room, batch.created)
+        number = len(batch.keys)
+        more = 0 if pool is None else self.pools.along(pool, number, self._room_behind, batch.created)
         if pool is None or not more:
             await self._dispatch_and_wait(batch, number)
             return
@@ -266,8 +264,7 @@ class Origin:
             if not wait.good:
                 # Still expecting: keys confirmed while they are given up must not reach a pool as well.
                 await self._give_up(batch, wait)
-        took = self._site.clock.now() - batch.created
-        self._slowest = max(took, FADING * self._slowest)
+        self._slowest = max(self._site.clock.now() - batch.created, FADING * self._slowest)
         return wait.good
 
     async def _confirmed(self, batch: Batch, wait: Wait) -> None:
@@ -414,6 +411,9 @@ class Origin:
         """Bits of a link's stock that are for requests and relaying, not for pools of a size by demand."""
         part = 0.0 if self.pools.rules.fixed is not None else 1.0 - self.pools.rules.share
         return int(part * self._fullest.get(peer, 0))
+
+    def _room_behind(self, pool: Pool) -> int:
+        return min([MAX_BATCH, *(self._spare(peer, pool.size) for peer in self._pad_peers(pool))])
 
     def _pad_peers(self, pool: Pool) -> list[str]:
         """Neighbours on the way whose link takes one-time pads for every key."""

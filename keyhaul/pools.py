@@ -264,17 +264,17 @@ class Pools(Shelves):
         self._turn = start
         return pool, number
 
-    def along(self, pool: Pool, number: int, room: int, now: float) -> int:
+    def along(self, pool: Pool, number: int, room: Callable[[Pool], int], now: float) -> int:
         """How many keys come behind the `number` of a request that the pool could not serve: what it lacks.
 
         The message is sent anyway, so it makes no difference whether it is the pool's turn. As after `pick`,
-        the pool must be told what became of them; at most `room`.
+        the pool must be told what became of them. `room`: how many the first link may carry, as for `pick`.
         """
         state = self._states.get(pool)
         if state is None or state.filling:
             return 0
-        more = min(self.target(pool, now) - self.count(pool), MAX_BATCH - number, room)
-        if more < 1:
+        more = min(self.target(pool, now) - self.count(pool), MAX_BATCH - number)
+        if more < 1 or (more := min(more, room(pool))) < 1:
             return 0
         state.filling = True
         state.low_since = now if state.low_since is None else state.low_since

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -129,11 +130,11 @@ def test_one_time_pads_are_not_spent_on_a_pool_where_requests_want_them() -> Non
         world.edges[0] = Edge("a", "b", "qkd", "otp")
         await world.start()
         await asyncio.sleep(20.0)
-        asked, room = [], world.nodes["a"].origin.pools.along
+        asked, policy = list[int](), world.nodes["a"].origin.pools.along
 
-        def along(pool: Pool, number: int, room_behind: int, now: float) -> int:
-            asked.append(room_behind)
-            return room(pool, number, room_behind, now)
+        def along(pool: Pool, number: int, room: Callable[[Pool], int], now: float) -> int:
+            asked.append(room(pool))
+            return policy(pool, number, room, now)
 
         world.nodes["a"].origin.pools.along = along  # type: ignore[method-assign]
         level = world.nodes["a"].links["b"].level()

@@ -160,24 +160,24 @@ def test_priority_goes_first_and_no_pool_twice_at_once() -> None:
 
 def test_a_request_brings_what_its_pool_lacks_as_far_as_the_message_and_the_link_go() -> None:
     pools = Pools(Rules(fixed=50))
-    assert pools.along(A, 1, 100, 0.0) == 0, "one request makes no pool"
+    assert pools.along(A, 1, lambda pool: 100, 0.0) == 0, "one request makes no pool"
     pools.asked(A, 1, False, 0.0)
     stock(pools, A, 10)
-    assert pools.along(A, 1, 100, 0.0) == 40
-    assert pools.along(A, 1, 100, 0.0) == 0, "they are under way"
+    assert pools.along(A, 1, lambda pool: 100, 0.0) == 40
+    assert pools.along(A, 1, lambda pool: 100, 0.0) == 0, "they are under way"
     assert pools.pick(0.0, room) is None
     pools.failed(A, 0.0)
-    assert pools.along(A, MAX_BATCH - 3, 100, 0.0) == 3, "that others failed holds up nobody"
+    assert pools.along(A, MAX_BATCH - 3, lambda pool: 100, 0.0) == 3, "that others failed holds up nobody"
     pools.filled(A, 3, 1.0, 0.0)
-    assert pools.along(A, MAX_BATCH, 100, 0.0) == 0
-    assert pools.along(A, 1, 5, 0.0) == 5
+    assert pools.along(A, MAX_BATCH, lambda pool: 100, 0.0) == 0
+    assert pools.along(A, 1, lambda pool: 5, 0.0) == 5
 
 
 def test_what_came_along_counts_as_a_turn_of_its_pool() -> None:
     pools = Pools(Rules(fixed=300))
     for pool in (A, B):
         pools.asked(pool, 1, False, 0.0)
-    assert pools.along(A, 1, 100, 0.0) == 100
+    assert pools.along(A, 1, lambda pool: 100, 0.0) == 100
     pools.filled(A, 100, 1.0, 0.0)
     picked = pools.pick(0.0, room)
     assert picked == (B, MAX_BATCH)
