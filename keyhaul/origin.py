@@ -363,7 +363,7 @@ class Origin:
             if row.state is State.FAILED:
                 self._site.pairing.forget(leg)
             elif row.state in (State.DELIVERABLE, State.TAKEN, State.RELAYED):
-                self._site.pairing.confirmed(leg, row.created)
+                self._site.pairing.confirmed(leg, row.ref.key_id)
 
     # ------------------------------------------------------------------ keys relayed ahead
 

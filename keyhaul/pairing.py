@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from uuid import UUID
 
 import msgspec
 from cryptography.hazmat.primitives import hashes
@@ -50,6 +52,8 @@ __all__ = ["ID_BYTES", "KEM_LIFE", "KEM_OVERLAP", "PAIR_LIFE", "Pairing"]
 
 PAIR_LIFE = 3600.0  # seconds an origin uses one pair secret
 ID_BYTES = 16
+MOST_CARRIERS = 64
+"""Payloads with a statement whose confirmation is looked for: the last ones that left."""
 _IN = "pair/in"
 ANEW = "anew"
 """Item space: names of nodes that lost what was sent there before, and of which this is not voided yet."""
@@ -81,9 +85,9 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 class _Outgoing:
     pair: Pair
     key_id: bytes  # the destination's KEM key that it was made with
-    since: float
     until: float
     confirmed: bool = False
+    carriers: deque[UUID] = field(default_factory=lambda: deque(maxlen=MOST_CARRIERS))
 
 
 class Pairing:
@@ -222,7 +226,7 @@ class Pairing:
                 pair = self._propose(destination, key, now, once)
                 if once:
                     return pair
-                held = _Outgoing(pair, key.id, now, now + PAIR_LIFE)
+                held = _Outgoing(pair, key.id, now + PAIR_LIFE)
                 self._outgoing[destination] = held
         if held.confirmed:
             return Pair(held.pair.id, held.pair.secret)
@@ -259,14 +263,21 @@ class Pairing:
         signed = msgspec.msgpack.encode(_Signed(body, signature))
         return Pair(_pair_id(signed), _pair_secret(shared, body), signed)
 
-    def confirmed(self, destination: str, created: float) -> None:
-        """Keys made at Unix time `created` were accepted: the statement need not travel again.
+    def sent(self, destination: str, pair: Pair, key_id: UUID) -> None:
+        """A payload with this key leaves under `pair` and carries its statement."""
+        held = self._outgoing.get(destination)
+        if held is not None and held.pair.id == pair.id:
+            held.carriers.append(key_id)
 
-        Keys made before the current pair secret may have gone under the last one and prove nothing.
+    def confirmed(self, destination: str, key_id: UUID) -> None:
+        """A key was accepted: if its payload carried the statement, that need not travel again.
+
+        Other keys prove nothing: they may have gone under a secret of before, even of another run.
         """
         held = self._outgoing.get(destination)
-        if held is not None and held.since <= created:
+        if held is not None and key_id in held.carriers:
             held.confirmed = True
+            held.carriers.clear()
 
     def forget(self, destination: str) -> None:
         """The destination refused: start afresh, with a new statement."""

@@ -181,6 +181,7 @@ class Relay:
         pair = NO_PAIR
         if scheme.authenticated:
             pair = await self.site.pairing.outgoing(destination, batch.deadline, once=scheme.once)
+            self.site.pairing.sent(destination, pair, batch.keys[0][0])
         if beyond:
             context = carrying.carrying(context, pair, batch.optional)
         bare = [key for _, key in batch.keys]

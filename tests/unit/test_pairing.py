@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -54,6 +55,12 @@ class Net:
 
     async def out(self, origin: str, destination: str, *, once: bool = False) -> Pair:
         return await self.nodes[origin].outgoing(destination, self.clock.now(), once=once)
+
+    def confirm(self, origin: str, destination: str, pair: Pair) -> None:
+        """A payload that carried the pair's statement arrived."""
+        key_id = uuid4()
+        self.nodes[origin].sent(destination, pair, key_id)
+        self.nodes[origin].confirmed(destination, key_id)
 
     async def taken(self, at: str, pair: Pair, origin: str) -> bytes:
         return (await self.nodes[at].incoming(pair.id + pair.statement, origin)).secret.reveal()
@@ -107,7 +114,7 @@ def test_the_statement_travels_until_it_was_confirmed_and_again_after_forget() -
         assert pair.statement
         assert (await here.out("vigo", "bilbao")).statement == pair.statement
         await here.taken("bilbao", pair, "vigo")
-        here.nodes["vigo"].confirmed("bilbao", here.clock.now())
+        here.confirm("vigo", "bilbao", pair)
         short = await here.out("vigo", "bilbao")
         assert (short.id, short.statement) == (pair.id, b"")
         assert await here.taken("bilbao", short, "vigo") == pair.secret.reveal()
@@ -124,7 +131,7 @@ def test_a_destination_that_announces_another_kem_key_is_sent_the_statement_agai
         net = Net()
         await net.start()
         first = await net.out("vigo", "bilbao")
-        net.nodes["vigo"].confirmed("bilbao", net.clock.now())
+        net.confirm("vigo", "bilbao", first)
         net.announce()
         net.nodes["vigo"].heard("bilbao")
         assert not (await net.out("vigo", "bilbao")).statement, "the same keys as before"
@@ -175,12 +182,15 @@ def test_only_keys_that_change_long_before_they_are_due_tell_of_a_restore() -> N
 def test_keys_sent_under_the_last_secret_do_not_confirm_the_new_one() -> None:
     async def story() -> None:
         here = await net()
-        await here.out("vigo", "bilbao")
-        sent_before = here.clock.now()
+        first, key_id = await here.out("vigo", "bilbao"), uuid4()
+        here.nodes["vigo"].sent("bilbao", first, key_id)
         here.clock.time += PAIR_LIFE + 1
-        assert (await here.out("vigo", "bilbao")).statement
-        here.nodes["vigo"].confirmed("bilbao", sent_before)
+        second = await here.out("vigo", "bilbao")
+        here.nodes["vigo"].sent("bilbao", first, uuid4())
+        here.nodes["vigo"].confirmed("bilbao", key_id)
         assert (await here.out("vigo", "bilbao")).statement, "the far end never saw this statement"
+        here.confirm("vigo", "bilbao", second)
+        assert not (await here.out("vigo", "bilbao")).statement
 
     run(story())
 
@@ -188,7 +198,7 @@ def test_keys_sent_under_the_last_secret_do_not_confirm_the_new_one() -> None:
 def test_confirming_or_forgetting_an_unknown_destination_is_fine() -> None:
     async def story() -> None:
         here = await net()
-        here.nodes["vigo"].confirmed("nowhere", 0.0)
+        here.nodes["vigo"].confirmed("nowhere", uuid4())
         here.nodes["vigo"].forget("nowhere")
         here.nodes["vigo"].heard("nowhere")
 
@@ -476,7 +486,7 @@ def test_a_secret_of_one_payload_is_never_kept_and_never_the_same() -> None:
         assert await here.ledgers["bilbao"].items("pair/in") == {}
         with pytest.raises(Tampered):
             await here.taken("bilbao", Pair(first.id, first.secret), "vigo")
-        here.nodes["vigo"].confirmed("bilbao", here.clock.now())
+        here.confirm("vigo", "bilbao", second)
         assert (await here.out("vigo", "bilbao", once=True)).statement, "a statement travels every time"
         epoch = await here.out("vigo", "bilbao")
         assert (await here.out("vigo", "bilbao")).id == epoch.id, "and the secret of the hour is another"
