@@ -32,13 +32,29 @@ def transfer(
     optional: Mapping[str, Any] | None = None,
 ) -> Message:
     """The message that hands keys over to `peer`, the key manager behind which `targets` sit."""
-    given = tuple(ExtKey(key_id, key.reveal()) for key_id, key in keys)
+    pairs = list(keys)
+    note(site, "handed_over", peer, initiator, targets, pairs)
+    given = tuple(ExtKey(key_id, key.reveal()) for key_id, key in pairs)
     # 020 V1.1.1, extensions: what nobody here understands goes on as it was written.
     body = etsi020.encode_ext_keys(
         ExtKeys(given, initiator, targets, site.callback, extension_optional=optional or {})
     )
     refs = tuple(Ref(key.key_id, site.name) for key in given)
     return letters.message(peer, etsi020.EXT_KEYS, body, sealed=False, refs=refs, deadline=deadline)
+
+
+def note(
+    site: Site,
+    event: str,
+    peer: str,
+    initiator: str,
+    targets: tuple[str, ...],
+    keys: Iterable[tuple[UUID, Secret]],
+) -> None:
+    """What crossed the door, for the audit log: ids and names."""
+    site.note(
+        event, by=peer, master=initiator, targets=list(targets), keys=[str(key_id) for key_id, _ in keys]
+    )
 
 
 def onward(

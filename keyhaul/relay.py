@@ -466,9 +466,7 @@ class Relay:
         if len(sizes) != 1 or len({key.key_id for key in transfer.keys}) != len(transfer.keys):
             raise Malformed("keys of one transfer must be distinct and of one size", invalid_parameter="keys")
         if self.site.beyond(transfer.initiator_sae_id) != peer:
-            raise Refused(
-                "the initiator is not one of the caller's SAEs", invalid_parameter="initiator_sae_id"
-            )
+            raise Refused("the initiator is no SAE of the caller", invalid_parameter="initiator_sae_id")
         if peer in self.site.legs(transfer.target_sae_ids):
             raise Refused("a target is reached through the caller", invalid_routing="next hop is the caller")
         if known := await self._same_again(peer, transfer):
@@ -490,6 +488,7 @@ class Relay:
         if all(leg == self.site.name for leg in self.site.legs(batch.targets)):
             batch.letter = self._letters.acks(peer, [_relayed(batch)], batch.callback)
         await self.dispatch(batch)
+        handover.note(self.site, "taken_in", peer, batch.initiator, batch.targets, batch.keys)
 
     async def _same_again(self, peer: str, transfer: ExtKeys) -> list[Row]:
         """The rows of a transfer that was accepted before (020 §2.6), or none.

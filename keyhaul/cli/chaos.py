@@ -15,7 +15,7 @@ from keyhaul.cli.output import note, say, table
 from keyhaul.errors import ConfigError
 
 if TYPE_CHECKING:
-    from keyhaul.testbed.chaos.report import Outcome
+    from keyhaul.testbed.chaos.report import Outcome, Row
 
 Kind = Literal["auto", "namespaces", "proxies"]
 
@@ -74,13 +74,19 @@ def _kind(word: str) -> Kind:
     return next(kind for kind in kinds if kind == word)
 
 
+def _recovered(row: Row) -> str:
+    if row.bound is None:
+        return ""
+    return f"{'never' if row.recovery is None else f'{row.recovery:.1f} s'} of {row.bound:.0f} s"
+
+
 def _show(outcome: Outcome) -> None:
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.1%}"
 
     table(
         "",
-        ("while", "s", "asked", "served", "503", "no answer", "share", "share elsewhere", "recovered after"),
+        ("while", "s", "asked", "served", "503", "no answer", "share", "share elsewhere", "recovered in"),
         [
             (
                 row.phase,
@@ -91,7 +97,7 @@ def _show(outcome: Outcome) -> None:
                 str(row.unanswered),
                 share(row.share),
                 share(row.share_untouched),
-                row.note or ("" if row.recovery is None else f"{row.recovery:.1f} s"),
+                row.note or _recovered(row),
             )
             for row in outcome.rows
         ],
@@ -101,7 +107,8 @@ def _show(outcome: Outcome) -> None:
     say(
         f"wires: {outcome.network or 'none yet'}; {outcome.kills} kills; {outcome.keys_got} keys "
         f"acknowledged, {outcome.keys_fetched} fetched, {outcome.never_fetched} not fetched at the end; "
-        f"{len(outcome.violations)} promises broken of those looked at ({outcome.promises})"
+        f"{len(outcome.violations)} promises broken of those looked at ({outcome.promises}), "
+        f"{len(outcome.missed)} bounds missed"
     )
-    for text in outcome.stories:
+    for text in (*outcome.missed, *outcome.stories):
         say(text)

@@ -44,8 +44,9 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     * `size` (`name`, `value`, `limit`): how much of something it keeps, and how much it may.
 
     The world: `account` (`who`: an end of a device pair, `name`: a counter, `value`: bits or keys; counters
-    `in…` must add up to counters `out…`), `fault`, `healed`, `restored` (`who` came back from a backup),
-    `sent` and `answered` (`to`, `text`) for the dialogue, `home` (`who`: a node, `to`: SAEs it serves).
+    `in…` must add up to counters `out…`), `fault`, `healed` (`value`: seconds more that recovery may take),
+    `restored` (`who` came back from a backup), `sent` and `answered` (`to`, `text`) for the dialogue, `home`
+    (`who`: a node, `to`: SAEs it serves).
     """
 
     at: float

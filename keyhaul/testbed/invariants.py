@@ -246,11 +246,11 @@ def bounded(view: _View) -> Found:
 
 
 def recovers(view: _View) -> Found:
-    """When faults are healed, requests succeed within a bound."""
+    """When faults are healed, requests succeed within a bound; an event may allow `value` seconds more."""
     healed: float | None = None
     for event in view.events:
         if event.verb in ("fault", "healed"):
-            healed = event.at if event.verb == "healed" else None
+            healed = event.at + event.value if event.verb == "healed" else None
         elif event.verb == "asked" and healed is not None and event.at >= healed + view.limits.recovery:
             end = view.outcome.get(event.request)
             if end is None or end.verb != "got":

@@ -20,7 +20,7 @@ PARTS = (".ci", "bench", "docs", "keyhaul", "packaging", "scripts", "tests")
 DATA = (
     "keyhaul/py.typed",
     "keyhaul/dashboard/static/index.html",
-    "keyhaul/testbed/chaos/badfsync.c",
+    "keyhaul/testbed/chaos/baddisk.c",
     "keyhaul/testbed/topologies/galicia-basque.toml",
 )
 

@@ -68,6 +68,7 @@ class DevicePair:
     disagree: float = 0.0  # share of keys of which the other end has other bits
     waiting: dict[str, bytes] = field(default_factory=dict)
     handed: int = 0  # keys that left at the end that drew them
+    names: set[str] = field(default_factory=set)  # of all that were handed out
     fetched: int = 0  # keys that left at the other end
     wrong: set[str] = field(default_factory=set)  # keys of which the two ends have different bits
 
@@ -82,6 +83,7 @@ class DevicePair:
             if wrong:
                 self.wrong.add(key.key_id)
         self.handed += number
+        self.names.update(key.key_id for key in keys)
         return keys
 
     async def dec_keys(self, key_ids: Sequence[str]) -> Sequence[SimKey]:

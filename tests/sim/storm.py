@@ -21,12 +21,14 @@ from keyhaul.config import BlindConfig
 from keyhaul.config.schemes import missing_libraries
 from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.messages.etsi014 import LABELS, Delivered, Order
+from keyhaul.routing import Edge
 from keyhaul.testbed.clock import run
 from keyhaul.testbed.history import History, tell
 from keyhaul.testbed.invariants import Limits, Violation, check
 from tests.sim.seeded import seeded
 from tests.sim.weather import disturb, restore, set_weather
-from tests.sim.world import STOCK, SimNode, World
+from tests.sim.wire import material
+from tests.sim.world import STOCK, STOCK_OF_PADS, SimNode, World
 
 TOPOLOGIES: dict[str, list[tuple[str, str, str]]] = {
     "line": [("a", "b", "qkd"), ("b", "c", "pqc"), ("c", "d", "qkd")],
@@ -41,6 +43,8 @@ JUMP = 60.0  # seconds a clock may jump
 CALM_TTL = 86_400.0
 RESTORED = 0.3  # share of storms in which nodes come back from old backups
 TRANSIT = 0.4  # share of storms with a foreign key manager in which there are two
+OTP = 0.3  # share of quantum links that take one-time pads of device bits, where the scheme allows it
+ONCE = 0.3  # share of storms in which `masked` makes a secret for every payload
 BLIND = 0.06  # share of storms whose scheme is `blind`, where SEAL is there
 LONGEST = 5_000.0  # seconds that a calm may take
 
@@ -220,7 +224,7 @@ class Storm:
 
         Those of a stock are used in turn: behind good ones there may be others, drawn a moment later.
         """
-        for _ in range(STOCK):
+        for _ in range(self.world.stock):
             if not self.wrong_keys():
                 break
             await self.neighbours_ask()
@@ -292,9 +296,11 @@ class Storm:
         unfinished = sum(row.state in ("sending", "sent") for row in tables.rows.values())
         note(name, "size", name="unfinished rows", value=unfinished, limit=0)
         note(name, "size", name="messages", value=len(tables.queue), limit=0)
-        spaces = Counter(space for space, _ in tables.items)
+        spaces, stocks = Counter(space for space, _ in tables.items), self.world.stock / STOCK
         for space, count in spaces.items():
-            note(name, "size", name=f"items of {space}", value=count, limit=MOST[space.split("/")[0]])
+            kind = space.split("/")[0]
+            most = MOST[kind] * (stocks if kind in ("kem", "pad") else 1)
+            note(name, "size", name=f"items of {space}", value=count, limit=most)
         relayed = [row for row in tables.rows.values() if row.ref.leg != name and row.secret is not None]
         note(name, "size", name="keys of others", value=len(relayed), limit=0)
 
@@ -318,6 +324,26 @@ class Storm:
                 note(f"{here} of {edge.a}={edge.b}", "account", name="in ready", value=len(ready))
                 held = len(ready & stored & kept)
                 note(f"{here} of {edge.a}={edge.b}", "account", name="out held at both ends", value=held)
+                self._spent(f"{here}>{there}", pair.names, kept, stored)
+
+    def _spent(self, link: str, handed: set[str], kept: set[str], stored: set[str]) -> None:
+        """A device key that is in a message came from the device once, and is left at neither end.
+
+        At the far end that is so as soon as the message was accepted.
+        """
+        note, world = self.world.history.note, self.world
+        sender, receiver = link.split(">")
+        used = [e.name for e in world.history if e.verb == "used" and e.text == link and e.name in handed]
+        came = {
+            name
+            for who, message in world.accepted
+            if who == sender and message.peer == receiver
+            for name in material(message)[1]
+            if name in handed
+        }
+        for what, names, left in (("used", set(used), kept), ("accepted", came, stored)):
+            note(f"keys {what} on {link}", "account", name="in", value=len(names))
+            note(f"keys {what} on {link}", "account", name="out", value=len(names - left))
 
 
 MOST = {"kem": 300, "pad": 64, "seen": 8192, "pair": 64, "sequence": 8, "directory": 8, "anew": 8, "bfv": 8}
@@ -383,6 +409,13 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
         foreign["far"] = transit.choice([n for link in links for n in link[:2] if n != foreign["kme"]])
     world = World(seed, links, foreign, {"sae-2": links[0][1]}, **settings)
     world.blind = dict.fromkeys(world.nodes, BlindConfig(enabled=blind))
+    modes = random.Random(f"modes {seed}")
+    world.once = modes.random() < ONCE
+    if not blind:  # whose payloads are larger than what a device makes in a night
+        for at, edge in enumerate(world.edges):
+            if edge.kind == "qkd" and modes.random() < OTP:
+                world.edges[at] = Edge(edge.a, edge.b, "qkd", "otp")
+                world.stock = STOCK_OF_PADS
     for kme in world.foreigners.values():
         kme.lively = True
     storm = Storm(seed, rng, shape, world, transit=transit)
@@ -402,5 +435,6 @@ async def _run(seed: int, logs: list[str]) -> Outcome:
         world.broken.append(f"after {LONGEST:g} s the network is not calm")
     storm.measure(logs)
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
+    said += "".join(f", one-time pads on {edge.a}={edge.b}" for edge in world.edges if edge.mode == "otp")
     violations = check(world.history, storm.limits)
     return Outcome(seed, shape, world.settings.scheme, said, world.history, violations, list(world.broken))

@@ -51,6 +51,25 @@ def came(world: World) -> list[tuple[UUID, bytes]]:
     ]
 
 
+def test_both_gateways_note_for_the_audit_log_what_crosses_their_doors() -> None:
+    async def story(world: World) -> None:
+        noted: list[tuple[str, str, dict[str, Any]]] = []
+        for name in "ad":
+            node = world.nodes[name]
+            node.site.note = lambda event, name=name, **fields: noted.append((name, event, fields))
+        key_id = await handed(world)
+        await asyncio.sleep(2)
+        fields = {"master": "sae-kme", "targets": ["sae-far"], "keys": [str(key_id)]}
+        crossed = [each for each in noted if each[1] in ("taken_in", "handed_over")]
+        assert crossed == [
+            ("a", "taken_in", {"by": "kme", **fields}),
+            ("d", "handed_over", {"by": "far", **fields}),
+        ]
+        assert VALUE.hex() not in str(noted)
+
+    between(story)
+
+
 def test_a_key_passes_from_one_to_the_other_and_is_acknowledged_when_that_one_has_it() -> None:
     async def story(world: World) -> None:
         near, far = world.foreigners["kme"], world.foreigners["far"]

@@ -118,7 +118,7 @@ class SimForeign:
             self._world.broken.append(f"{self.name} is given keys with other extensions than were sent")
         ids = tuple(key.key_id for key in transfer.keys)
         ack = Ack(ids, AckStatus.RELAYED, transfer.initiator_sae_id, transfer.target_sae_ids)
-        self._world.later(self._until_taken("ack", [ack]))
+        self._world.later(self._until_taken(etsi020.ACK, etsi020.encode_acks([ack])))
 
     def _learn(self, acks: Sequence[Ack]) -> None:
         for ack in acks:
@@ -138,30 +138,32 @@ class SimForeign:
         keys = (ExtKey(key_id, value),)
         optional = self.said[key_id] = {"E32473_said": Raw(f'{{ "of": "{key_id}" }}'.encode())}
         transfer = ExtKeys(keys, self.sae, targets, "https://kme", extension_optional=optional)
-        await self._until_taken("ext_keys", transfer)
+        await self._until_taken(etsi020.EXT_KEYS, etsi020.encode_ext_keys(transfer))
 
     async def take_back(self, key_id: UUID, targets: tuple[str, ...]) -> None:
-        await self._until_taken("void", Void((key_id,), self.sae, targets, "https://kme"))
+        void = Void((key_id,), self.sae, targets, "https://kme")
+        await self._until_taken(etsi020.VOID, etsi020.encode_void(void))
 
-    async def _until_taken(self, path: str, content: object) -> None:
+    async def _until_taken(self, path: str, body: bytes) -> None:
+        """Plain 020, as bytes."""
         world = self._world
 
         async def handle() -> Answer:
             node = world.nodes[self._gateway]
             try:
-                if path == "ext_keys":
-                    await node.relay.accept(self.name, content)  # type: ignore[arg-type]
-                elif path == "ack":
-                    await node.settlement.acknowledge(self.name, content)  # type: ignore[arg-type]
+                if path == etsi020.EXT_KEYS:
+                    await node.relay.accept(self.name, etsi020.decode_ext_keys(body))
+                elif path == etsi020.ACK:
+                    await node.settlement.acknowledge(self.name, etsi020.decode_acks(body))
                 else:
-                    await node.settlement.void(self.name, content)  # type: ignore[arg-type]
+                    await node.settlement.void(self.name, etsi020.decode_void(body))
             except KeyhaulError as error:
                 return Answer(error.status, error.cause)
             return Answer(202)
 
         disk = world.nodes[self._gateway].disk
         store = disk.tables.incarnation
-        while path != "ext_keys" or disk.tables.incarnation == store:
+        while path != etsi020.EXT_KEYS or disk.tables.incarnation == store:
             try:
                 answer = await world.carry(self.name, self._gateway, handle)
                 if answer.status in (202, 400, 401):

@@ -57,6 +57,7 @@ from tests.sim.wire import SimForeign, SimPeers, material
 
 RENEW = 30.0  # seconds; what links hold ready and keep lives faster than outside, so that storms see it end
 STOCK = 12  # keys of each kind that a link holds ready at most
+STOCK_OF_PADS = 48  # the same where each bit of a message takes one
 
 POINTS = {
     "starting": "a node comes up and has read half of its ledger",

@@ -129,11 +129,12 @@ def _pairs(topology: Topology) -> list[tuple[str, str]]:
 
 @dataclass(slots=True)
 class _Phase:
-    """What goes on now. `touched`: the nodes whose keys may suffer."""
+    """What goes on now. `touched`: the nodes whose keys may suffer; `culprit`: the SAE that is to blame."""
 
     name: str
     begun: float
     touched: frozenset[str] = frozenset()
+    culprit: str = ""
 
 
 class Campaign:
@@ -157,7 +158,7 @@ class Campaign:
         if done is None:
             self.outcome.interrupted = True
             if self._phase is not None:
-                self._end(time.monotonic() - self._phase.begun, None, "interrupted")
+                self._end(time.monotonic() - self._phase.begun, note="interrupted")
         people = self.world.people
         left = sum(len(pair.kept) for pair in people.pairs)
         limits = Limits(recovery=self.plan.recovery)
@@ -196,20 +197,21 @@ class Campaign:
         seconds = seconds or self.plan.calm
         self._begin(phase, frozenset())
         await asyncio.sleep(seconds)
-        self._end(seconds, None, "")
+        self._end(seconds)
 
     async def _fault(self, fault: Fault) -> None:
         people = self.world.people
-        self._begin(fault.name, fault.touches(self.world))
+        self._begin(fault.name, fault.touches(self.world), fault.culprit(self.world))
         people.history.note("world", "fault", text=fault.name)
         start = time.monotonic()
         async with fault.done(self.world):
             await asyncio.sleep(self.plan.fault)
             seconds = time.monotonic() - start
             people.phase = "recovering"  # what is asked from here on does not count for the fault
+        waits = fault.waits(self.world)
+        people.history.note("world", "healed", text=fault.name, value=waits)
         recovery = await people.until_served(people.pairs, PATIENCE)
-        people.history.note("world", "healed", text=fault.name)
-        self._end(seconds, recovery, "" if recovery is not None else "not recovered in time")
+        self._end(seconds, recovery, self.plan.recovery + waits, fault.floor)
 
     async def _kills(self) -> None:
         """kill -9 of random nodes, one or two at a time, under full load."""
@@ -229,7 +231,7 @@ class Campaign:
                 self._say(f"{told} of {self.plan.kills} kills; {await self._news()}")
         seconds = time.monotonic() - begun
         recovery = await self.world.people.until_served(self.world.people.pairs, PATIENCE)
-        self._end(seconds, recovery, "" if recovery is not None else "not recovered in time")
+        self._end(seconds, recovery, self.plan.recovery)
 
     async def _kill(self, node: str) -> None:
         await self.world.testbed.kill(node)
@@ -246,24 +248,33 @@ class Campaign:
         keys = sum(event.verb == "got" for event in events)
         return f"{keys} keys acknowledged, {broken} promises broken"
 
-    def _begin(self, phase: str, touched: frozenset[str]) -> None:
+    def _begin(self, phase: str, touched: frozenset[str], culprit: str = "") -> None:
         self._say(phase)
-        self._phase = _Phase(phase, time.monotonic(), touched)
+        self._phase = _Phase(phase, time.monotonic(), touched, culprit)
         self.world.people.phase = phase
 
-    def _end(self, seconds: float, recovery: float | None, note: str) -> None:
+    def _end(
+        self,
+        seconds: float,
+        recovery: float | None = None,
+        bound: float | None = None,
+        floor: float = 0.0,
+        note: str = "",
+    ) -> None:
+        """Close a phase. All pairs must be served `bound` seconds later, and `floor` of those elsewhere."""
         assert self._phase is not None
         phase, self._phase = self._phase, None
         total, spared = Tally(), Tally()
         for (name, master, slave), tally in self.world.people.tallies.items():
             if name != phase.name:
                 continue
-            groups = (total,) if phase.touched & set(self._path(master, slave)) else (total, spared)
+            hit = master == phase.culprit or phase.touched & set(self._path(master, slave))
+            groups = (total,) if hit else (total, spared)
             for group in groups:
                 group.served += tally.served
                 group.refused += tally.refused
                 group.unanswered += tally.unanswered
-        self.outcome.rows.append(row(phase.name, seconds, total, spared, recovery, note))
+        self.outcome.rows.append(row(phase.name, seconds, total, spared, recovery, bound, floor, note))
 
     def _path(self, master: str, slave: str) -> tuple[str, ...]:
         return self._network.hops(self._network.home(master), self._network.home(slave))

@@ -26,7 +26,9 @@ from keyhaul.errors import KeyhaulError, Unavailable
 from keyhaul.pki import Lifetimes, Pki
 from keyhaul.testbed.chaos.people import People
 from keyhaul.testbed.chaos.wiring import Wire, Wiring
+from keyhaul.testbed.layout import DeviceSpot
 from keyhaul.testbed.network import Testbed
+from keyhaul.testbed.presets import PRESETS
 
 FULL = 4096  # bytes a file may have on a "full" disk: every log and database is longer
 SLOW_CLIENTS, FLOOD, GREED = 60, 300, 24  # connections
@@ -35,12 +37,12 @@ PREEMPT = 0.5  # seconds between two drops of a slow client
 
 @dataclass(frozen=True)
 class World:
-    """What faults act on. `bad_fsync`: folder of the shim's switches; None where it could not be built."""
+    """What faults act on. `bad_disk`: folder of the shim's switches; None where it could not be built."""
 
     testbed: Testbed
     wires: Wiring
     people: People
-    bad_fsync: Path | None
+    bad_disk: Path | None
 
     @property
     def nodes(self) -> list[str]:
@@ -58,13 +60,21 @@ Done = AbstractAsyncContextManager[None]
 
 @dataclass(frozen=True)
 class Fault:
-    """`name` for reports; `touches` says which nodes suffer; `done` is the fault itself."""
+    """`name` for reports; `touches` says which nodes suffer; `done` is the fault itself.
+
+    `waits`: seconds that what was used up takes to come again, on top of the bound for recovery. `culprit`:
+    the SAE that does it, if one does; its own requests do not count among those elsewhere, of which at least
+    `floor` have to be served.
+    """
 
     name: str
     touches: Callable[[World], frozenset[str]]
     done: Callable[[World], Done]
     reason: Callable[[World], str] = lambda world: ""
     """Why it cannot be tried here; empty where it can."""
+    waits: Callable[[World], float] = lambda world: 0.0
+    culprit: Callable[[World], str] = lambda world: ""
+    floor: float = 0.0
 
 
 def everywhere(world: World) -> frozenset[str]:
@@ -145,7 +155,14 @@ async def killed(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def full_disk(world: World) -> AsyncIterator[None]:
-    """No file of one node may grow: its store and its log get EFBIG, as they would get ENOSPC."""
+    """The disk of one node is full: what it writes to a file fails with ENOSPC.
+
+    Without the shim no file of it may grow, and it gets EFBIG.
+    """
+    if world.bad_disk is not None:
+        async with bad_disk("N")(world):
+            yield
+        return
     pid = world.testbed.pid(world.middle)
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (FULL, hard))
@@ -156,34 +173,38 @@ async def full_disk(world: World) -> AsyncIterator[None]:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
 
 
-@asynccontextmanager
-async def bad_disk(world: World) -> AsyncIterator[None]:
-    """fsync of one node fails with EIO."""
-    assert world.bad_fsync is not None
-    switch = world.bad_fsync / str(world.testbed.pid(world.middle))
-    switch.touch()
-    try:
-        yield
-    finally:
-        switch.unlink()
+def bad_disk(how: str) -> Callable[[World], Done]:
+    """The disk of one node fails as a letter says; see `baddisk.c`."""
+
+    @asynccontextmanager
+    async def done(world: World) -> AsyncIterator[None]:
+        assert world.bad_disk is not None
+        switch = world.bad_disk / str(world.testbed.pid(world.middle))
+        switch.write_text(how)
+        try:
+            yield
+        finally:
+            switch.unlink()
+
+    return done
 
 
 def _no_shim(world: World) -> str:
-    return "" if world.bad_fsync else "no C compiler: install gcc"
+    return "" if world.bad_disk else "no C compiler: install gcc"
 
 
 def build_shim(folder: Path) -> dict[str, str]:
-    """Environment of nodes whose fsync can be made to fail; empty where no C compiler is. Blocks."""
+    """Environment of nodes whose disk can be made to fail; empty where no C compiler is. Blocks."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return {}
-    source, library = Path(__file__).with_name("badfsync.c"), folder / "badfsync.so"
+    source, library = Path(__file__).with_name("baddisk.c"), folder / "baddisk.so"
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
         check=True,
         capture_output=True,
     )
-    return {"LD_PRELOAD": str(library), "KEYHAUL_BAD_FSYNC": str(folder)}
+    return {"LD_PRELOAD": str(library), "KEYHAUL_BAD_DISK": str(folder)}
 
 
 @asynccontextmanager
@@ -213,7 +234,7 @@ def device(**knobs: float) -> Callable[[World], Done]:
 
     @asynccontextmanager
     async def done(world: World) -> AsyncIterator[None]:
-        name = _device(world)
+        name = _device(world).name
         await turn(world.testbed, name, knobs)
         try:
             yield
@@ -223,13 +244,38 @@ def device(**knobs: float) -> Callable[[World], Done]:
     return done
 
 
-def _device(world: World) -> str:
+@asynccontextmanager
+async def device_killed(world: World) -> AsyncIterator[None]:
+    """kill -9 of both devices of a link, with all keys in their memory; they stay dead until the end."""
+    names = _pair(world)
+    for name in names:
+        await world.testbed.kill(name)
+    try:
+        yield
+    finally:
+        for name in names:
+            await world.testbed.restart(name)
+
+
+def _pair(world: World) -> list[str]:
+    """Both devices of the link."""
+    link = _device(world).link
+    return [spot.name for spot in world.testbed.layout.spots if spot.link == link]
+
+
+def _block(world: World) -> float:
+    """Seconds until a device that is empty makes its next block of keys, in the mean."""
+    supply = PRESETS[_device(world).preset].supply()
+    return supply.block / supply.rate
+
+
+def _device(world: World) -> DeviceSpot:
     spots = world.testbed.layout.spots
-    return next((spot.name for spot in spots if spot.node == world.middle), spots[0].name)
+    return next((spot for spot in spots if spot.node == world.middle), spots[0])
 
 
 def _device_nodes(world: World) -> frozenset[str]:
-    spot = next(each for each in world.testbed.layout.spots if each.name == _device(world))
+    spot = _device(world)
     return frozenset({spot.node, spot.far})
 
 
@@ -276,10 +322,9 @@ async def flood(world: World) -> AsyncIterator[None]:
 @asynccontextmanager
 async def greedy(world: World) -> AsyncIterator[None]:
     """One application of the first node asks for as many keys as it can, all the time."""
-    first, last = world.nodes[0], world.nodes[-1]
     state = world.testbed.state()
-    sae = next(each for each in state["saes"] if each["node"] == first)
-    other = next(each for each in state["saes"] if each["node"] == last)
+    sae = next(each for each in state["saes"] if each["id"] == _greedy(world))
+    other = next(each for each in state["saes"] if each["node"] == world.nodes[-1])
     files = Credentials(Path(sae["cert"]), Path(sae["key"]), Path(sae["ca"]))
     tls = client_context(files, Policy.COMPATIBLE)
     url = f"{sae['sae_url']}/api/v1/keys/{other['id']}/enc_keys?number=128"
@@ -295,8 +340,12 @@ async def greedy(world: World) -> AsyncIterator[None]:
             yield
 
 
-def _first(world: World) -> frozenset[str]:
-    """Only the greedy one itself is touched: everybody else is owed a fair share."""
+def _greedy(world: World) -> str:
+    """The SAE that asks for everything; everybody else is owed a fair share."""
+    return str(next(each["id"] for each in world.testbed.state()["saes"] if each["node"] == world.nodes[0]))
+
+
+def nobody(world: World) -> frozenset[str]:
     return frozenset()
 
 
@@ -353,18 +402,20 @@ FAULTS: tuple[Fault, ...] = (
     Fault("one node's wires flap", in_the_middle, flapping),
     Fault("relay killed", in_the_middle, killed),
     Fault("disk full", in_the_middle, full_disk),
-    Fault("fsync fails with EIO", in_the_middle, bad_disk, _no_shim),
+    Fault("fsync fails with EIO", in_the_middle, bad_disk("F"), _no_shim),
+    Fault("fsync takes 0.2 s longer", in_the_middle, bad_disk("S"), _no_shim),
     Fault("certificate expired, then replaced", in_the_middle, expired),
-    Fault("quantum link cut", _device_nodes, device(cut=1), _no_devices),
-    Fault("device dry", _device_nodes, device(dry=1), _no_devices),
-    Fault("device lags 1 s", _device_nodes, device(lag_s=1.0), _no_devices),
-    Fault("devices disagree", _device_nodes, device(disagree=1), _no_devices),
+    Fault("quantum link cut", _device_nodes, device(cut=1), _no_devices, _block),
+    Fault("device dry", _device_nodes, device(dry=1), _no_devices, _block),
+    Fault("device lags 1 s", _device_nodes, device(lag_s=1.0), _no_devices, _block),
+    Fault("devices disagree", _device_nodes, device(disagree=1), _no_devices, _block),
+    Fault("devices killed", _device_nodes, device_killed, _no_devices, _block),
     Fault("slow clients", in_the_middle, slow_clients),
     Fault("connection flood", in_the_middle, flood),
-    Fault("greedy application", _first, greedy),
+    Fault("greedy application", nobody, greedy, culprit=_greedy, floor=0.99),
 )
 
 
 def shim_folder() -> Path:
     """A private folder for the shim and its switches."""
-    return Path(tempfile.mkdtemp(prefix="keyhaul-fsync-"))
+    return Path(tempfile.mkdtemp(prefix="keyhaul-disk-"))

@@ -1,8 +1,8 @@
 """Applications that ask and fetch without pause, behave as 014 wants, and note everything they meet.
 
-A master asks for keys; its slave fetches half of them at once and the others only at the end of the run, so
-that keys lie in stores while nodes die. Answers that never came are noted as `cut`: such keys are burned,
-by design, and nobody counts on them.
+A master asks for keys; its slave fetches half of them at once and the others only at the end of the run, up
+to some hundreds a pair, so that keys lie in stores while nodes die. Answers that never came are noted as
+`cut`: such keys are burned, by design, and nobody counts on them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from keyhaul.testbed.history import History
 
 PAUSE = 0.05  # seconds between two requests of one master
 AFTER_REFUSAL = 0.2  # seconds before it asks again
+MOST_KEPT = 400  # keys of one pair that lie in stores until the end
 CALL = 20.0  # seconds a call may take
 
 
@@ -147,7 +148,8 @@ class People:
         async with self._news:
             self._news.notify_all()
         for key in keys:
-            if rng.random() < 0.5 or not await self._fetch(pair, key.key_id):
+            at_once = rng.random() < 0.5 or len(pair.kept) >= MOST_KEPT
+            if not at_once or not await self._fetch(pair, key.key_id):
                 pair.kept.append(key.key_id)
         return True
 

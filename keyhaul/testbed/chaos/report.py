@@ -15,7 +15,10 @@ from keyhaul.testbed.invariants import Limits, Violation, check, seen
 
 @dataclass(slots=True)
 class Row:
-    """One phase of the report. Shares are of requests for keys; `None` where nobody asked."""
+    """One phase of the report. Shares are of requests for keys; `None` where nobody asked.
+
+    `bound`: seconds in which all pairs have to be served again; `floor`: share owed to those elsewhere.
+    """
 
     phase: str
     seconds: float
@@ -26,7 +29,22 @@ class Row:
     share: float | None = None
     share_untouched: float | None = None
     recovery: float | None = None
+    bound: float | None = None
+    floor: float = 0.0
     note: str = ""
+
+    @property
+    def missed(self) -> list[str]:
+        """What was promised for this phase and not kept."""
+        found = []
+        if self.bound is not None and (self.recovery is None or self.recovery > self.bound):
+            after = "not at all" if self.recovery is None else f"after {self.recovery:.1f} s"
+            found.append(f"{self.phase}: all pairs were served again {after}; {self.bound:.0f} s are allowed")
+        if self.share_untouched is not None and self.share_untouched < self.floor:
+            found.append(
+                f"{self.phase}: {self.share_untouched:.1%} served elsewhere; {self.floor:.0%} are owed"
+            )
+        return found
 
 
 @dataclass(slots=True)
@@ -48,7 +66,12 @@ class Outcome:
     @property
     def held(self) -> bool:
         """Whether every promise was kept, and, in a run to its end, every key could be fetched."""
-        return not self.violations and (self.interrupted or not self.never_fetched)
+        return not (self.violations or self.missed) and (self.interrupted or not self.never_fetched)
+
+    @property
+    def missed(self) -> list[str]:
+        """Bounds of phases that were not kept."""
+        return [text for row in self.rows for text in row.missed]
 
     def reckon(self, events: Iterable[Event], left: int, limits: Limits) -> None:
         """Hold the history against the promises; `left` keys were not to be had."""
@@ -77,10 +100,20 @@ class Outcome:
             "keys_left_unfetched": self.never_fetched,
             "promises_looked_at": self.promises,
             "violations": [asdict(violation) for violation in self.violations],
+            "bounds_missed": self.missed,
         }
 
 
-def row(phase: str, seconds: float, total: Tally, spared: Tally, recovery: float | None, note: str) -> Row:
+def row(
+    phase: str,
+    seconds: float,
+    total: Tally,
+    spared: Tally,
+    recovery: float | None,
+    bound: float | None,
+    floor: float,
+    note: str,
+) -> Row:
     """A phase as the report shows it; `spared` are the requests of pairs that the fault did not touch."""
     return Row(
         phase,
@@ -92,6 +125,8 @@ def row(phase: str, seconds: float, total: Tally, spared: Tally, recovery: float
         _share(total),
         _share(spared),
         None if recovery is None else round(recovery, 2),
+        bound,
+        floor,
         note,
     )
 
