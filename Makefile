@@ -76,8 +76,8 @@ mutants: install  ## plant the bugs of tests/mutants/bugs.py and print how many 
 plant: install  ## plant a bug of your own and see whether it is caught: make plant PATCH=my.diff
 	$(BIN)/python -m tests.mutants --patch $(PATCH)
 
-powerloss: install  ## a hundred power losses on the real store (make test has four)
-	KEYHAUL_POWER_LOSSES=100 $(BIN)/pytest -rs -s tests/e2e/test_power_loss.py
+powerloss: install  ## a hundred power losses on the real store, ten under whole nodes (make test has a few)
+	KEYHAUL_POWER_LOSSES=100 $(BIN)/pytest -rs -s tests/e2e/test_power_loss.py tests/e2e/test_power_loss_node.py
 
 chaos: install  ## break a running network in every way there is, kill nodes 300 times, check every promise
 	$(BIN)/keyhaul chaos galicia-basque --kills $(KILLS)
@@ -144,4 +144,4 @@ lock:  ## renew requirements.lock (needs pip-tools; the other two locks say how 
 	$(BIN)/python packaging/locks.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fuzz
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -140,7 +140,7 @@ def _checked(directory: Path) -> dict[str, Any]:
         wrong = [name for name, digest in digests.items() if _digest(directory / Path(name).name) != digest]
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror}", "name the directory of a backup") from None
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise Refused(f"{directory / MANIFEST} is no manifest of a backup", "name another backup") from None
     if wrong or not {STORE, SLOTS, CONFIG} <= digests.keys():
         raise Refused(f"{', '.join(wrong) or 'a file'} is not as it was backed up", "take another backup")
@@ -162,7 +162,7 @@ def _bring_configuration(directory: Path, file: Path) -> None:
 def _network_file(file: Path) -> Path | None:
     try:
         named = tomllib.loads(file.read_text()).get("network", {}).get("file")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return file.parent / named if isinstance(named, str) else None
 

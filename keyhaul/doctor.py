@@ -361,18 +361,24 @@ async def _versions(
         return [*found, Finding("failed", f"{peer.name}: admission", "it does not know us (401)", advice)]
     if peer.kind != "plain":
         return [*found, Finding("ok", f"{peer.name}: versions", "sealed envelopes")]
-    try:
-        versions = ", ".join(json.loads(body)["versions"])
-    except (ValueError, KeyError, TypeError):
+    if (versions := _spoken(body)) is None:
         advice = "check that the url is that of a 020 V1.1.1 key manager"
         return [*found, Finding("warning", f"{peer.name}: versions", f"answer {start['status']}", advice)]
     return [*found, Finding("ok", f"{peer.name}: versions", f"020 {versions}")]
 
 
+def _spoken(body: bytes) -> str | None:
+    """The 020 versions in an answer, or None."""
+    try:
+        return ", ".join(json.loads(body)["versions"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def _clock(name: str, date: str) -> Finding:
     try:
         skew = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return Finding(
             "warning", f"{name}: clock", "its Date is no date", f"see what answers at {name}'s port"
         )
@@ -385,10 +391,15 @@ def _clock(name: str, date: str) -> Finding:
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    """Raises ValueError for what is not HTTP, and EOFError for what ends early."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    except asyncio.LimitOverrunError:
+        raise ValueError("a head without end") from None
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
     length = min(int(fields.get("content-length", "0")), ANSWER)
-    return {**fields, "status": head[0].split()[1]}, await reader.readexactly(length)
+    _, status, *_ = [*head[0].split(), ""]
+    return {**fields, "status": status}, await reader.readexactly(length)
 
 
 # ---------------------------------------------------------------------- devices

@@ -24,6 +24,8 @@ from keyhaul.messages import labels
 CHECKPOINT, CONTINUED, BEGIN = "checkpoint", "continued", "begin"
 START = "0" * 64
 _HEX = frozenset("0123456789abcdef")
+_DIGITS = 18
+"""The most that a line's number has."""
 _RESERVED = frozenset({"n", "at", "event", "prev"})
 
 
@@ -49,9 +51,8 @@ class Head:
     def parse(cls, text: str) -> Head:
         """From `text()`. Raises Malformed."""
         number, colon, digest = text.partition(":")
-        if not (
-            number.isdecimal() and colon and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-        ):
+        whole = number.isdecimal() and len(number) <= _DIGITS
+        if not (whole and colon and len(digest) == 64 and set(digest) <= _HEX):
             raise Malformed(f"{text[:100]!r} is no head of an audit log", "write NUMBER:SHA256")
         return cls(int(number), digest)
 
@@ -81,10 +82,14 @@ def read(line: bytes) -> dict[str, Any]:
     """One line without its line feed. Raises Malformed."""
     try:
         values = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):  # msgspec.DecodeError, and what is not UTF-8
         values = None
     shapes = {"n": int, "at": str, "event": str, "prev": str}
-    if not isinstance(values, dict) or any(not isinstance(values.get(k), kind) for k, kind in shapes.items()):
+    if (
+        not isinstance(values, dict)
+        or any(type(values.get(k)) is not kind for k, kind in shapes.items())
+        or not 1 <= values["n"] < 10**_DIGITS
+    ):
         raise Malformed("the line is not one of an audit log")
     return values
 

@@ -52,7 +52,10 @@ def verify(files: Sequence[Path], anchors: Sequence[Head] = (), check: Check | N
         else:
             report.uncovered += 1
         if values["event"] == "lines_missing":
-            report.missing += int(values.get("number", 0))
+            number = values.get("number")
+            if type(number) is not int or number < 0:
+                raise Refused(f"{where}: it does not say how many lines are missing", _CHANGED)
+            report.missing += number
         report.head = Head(values["n"], chain.digest(line))
         if wanted.pop(values["n"], report.head) != report.head:
             raise Refused(f"{where} is not the line that the anchor names", "the log was written anew")

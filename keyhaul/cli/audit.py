@@ -41,7 +41,7 @@ def verify(
     anchors = [Head.parse(head)] if head else []
     beside = file.with_name(file.name + ".head")
     if beside.exists():
-        anchors.append(Head.parse(beside.read_text().strip()))
+        anchors.append(Head.parse(beside.read_text(errors="replace").strip()))
     report = audit.verify(audit.files_of(file), anchors, _check(node_cert) if node_cert else None)
     if as_json:
         document({**asdict(report), "signatures_checked": node_cert is not None})

@@ -61,6 +61,8 @@ class Source:
             found = re.search(r"line (\d+)", str(error))
             line = int(found.group(1)) if found else text.count("\n") + 1  # "at end of document"
             self._add(line, f"not valid TOML: {error}", "correct the syntax (https://toml.io)")
+        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+            self._add(0, "is no TOML that a person wrote", "take out numbers and brackets without end")
         else:
             self._lines = positions.positions(text)
             return Section(self, table, ())

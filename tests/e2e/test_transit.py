@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import tomllib
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from keyhaul.pki import Pki
 from keyhaul.testbed.layout import pem_paths
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import Link, Node, Topology
+from tests.e2e.test_audit import events, verified
 from tests.interop.minimal020 import MinimalKme
 from tests.sideways import Ecdsa
 
@@ -32,6 +34,7 @@ PAIR = Topology(
     (Link("near", "far", "pqc"),),
 )
 SAES = {"near": "SAE_A", "far": "SAE_B"}
+SETTINGS = {"delivery": {"request_timeout": 8.0}, "audit": {"file": "audit.log"}}
 VALUE = b"0123456789abcdef0123456789abcdef"
 
 
@@ -39,9 +42,7 @@ VALUE = b"0123456789abcdef0123456789abcdef"
 async def between(directory: Path) -> AsyncIterator[tuple[Testbed, dict[str, MinimalKme]]]:
     """The testbed with a plain port at each node, and a foreign key manager behind each, by node."""
     async with contextlib.AsyncExitStack() as stack:
-        testbed = await stack.enter_async_context(
-            Testbed(PAIR, directory / "net", settings={"delivery": {"request_timeout": 8.0}})
-        )
+        testbed = await stack.enter_async_context(Testbed(PAIR, directory / "net", settings=SETTINGS))
         maker = Ecdsa(directory / "maker", "maker")
         pki = Pki.open(testbed.directory / "pki")
         kmes = {}
@@ -115,6 +116,19 @@ def test_keys_pass_between_two_foreign_key_managers_both_ways_and_once(tmp_path:
             assert await outcome(kmes["near"], key_id) in ("relayed", "failed")
 
     asyncio.run(story())
+    logs = {node: tmp_path / "net" / "nodes" / node / "audit.log" for node in SAES}
+    for node, other in (("near", "far"), ("far", "near")):
+        code, report = verified(logs[node])
+        assert code == 0, report
+        given, taken = (
+            next(line for line in events(logs[at]) if line["event"] == event)
+            for at, event in ((other, "handed_over"), (node, "taken_in"))
+        )
+        assert (given["by"], taken["by"]) == (f"kme-{other}", f"kme-{node}")
+        assert given["keys"] == taken["keys"]
+        assert (given["master"], given["targets"]) == (SAES[node], [SAES[other]])
+        for form in (VALUE, VALUE.hex().encode(), b64encode(VALUE)):
+            assert form not in logs[node].read_bytes()
 
 
 def test_a_far_key_manager_that_is_gone_is_told_of_as_a_failure(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from keyhaul.audit import chain
+
 HERE = Path(__file__).resolve().parent
 ID = "00000000-0000-0000-0000-000000000001"
 VALUE = base64.b64encode(bytes(32)).decode()
@@ -95,6 +97,29 @@ pool = 4
 [entropy]
 sources = [{ kind = "http", url = "https://qrng.example/{bytes}", json_path = "data.0" }]
 """
+
+AGENT = """\
+peer = "sae-bilbao"
+role = "initiator"
+interval = 60
+max_age = 600
+[sae]
+url = "https://vigo.example"
+cert = "a.pem"
+key = "a.key"
+ca = "ca.pem"
+[channel]
+url = "https://bilbao.example"
+ca = "ca.pem"
+[consumer]
+KIND
+"""
+SLOT = {
+    "kind": "credential", "grade": "external", "label": "",
+    "data": {"salt": "A" * 22 + "==", "nonce": "A" * 16, "sealed": "A" * 64},
+}  # fmt: skip
+EMPTY = hashlib.sha256().hexdigest()
+FILES = ("keyhaul.db", "root.slots", "node.toml")
 
 
 def seeds() -> dict[str, dict[str, bytes]]:
@@ -225,11 +250,67 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "settle": _json({"key_ID": ID, "in_use": None}),
         },
         "configuration": {"node": NODE.encode(), "empty": b""},
+        "device_answer": {
+            "one": _json({"keys": [{"key_ID": ID, "key": VALUE}]}),
+            "capital": _json({"Keys": [{"key_ID": ID, "key": VALUE}, {"key_ID": "x", "key": "AA=="}]}),
+            "status": _json(STATUS),
+            "refusal": _json({"message": "not enough keys", "details": []}),
+            "later": b"120",
+        },
+        "entropy_answer": {
+            "hex": _json({"data": "00ff"}),
+            "list": _json({"data": [0, 255]}),
+            "parts": _json({"data": ["00ff", "AA=="]}),
+            "deeper": _json({"result": {"random": {"data": ["AA=="]}}}),
+        },
+        "audit_log": {
+            "log": _log(),
+            "anchored": f"2:{'0' * 64}\n".encode() + _log(),
+            "torn": _log()[:-9],
+        },
+        "root_slots": {
+            "credential": _json({"version": 1, "slots": [SLOT], "check": "00" * 32}),
+            "other": _json({"version": 1, "slots": [{**SLOT, "kind": "tpm2", "data": {}}], "check": ""}),
+        },
+        "agent_configuration": {
+            kind: AGENT.replace("KIND", lines).encode()
+            for kind, lines in {
+                "exec": 'kind = "exec"\ncommand = ["/bin/true"]\nencoding = "hex"',
+                "wireguard": f'kind = "wireguard"\ninterface = "wg0"\npublic_key = "{VALUE}"',
+                "stunnel": 'kind = "stunnel"\nsecrets = "psk"\npid_file = "pid"',
+                "strongswan": 'kind = "strongswan"\nname = "a"\n[consumer.connection.children.b]\nx = 1',
+            }.items()
+        },
+        "backup_manifest": {
+            "whole": _json({"version": 1, "made": 1.8e9, "sha256": dict.fromkeys(FILES, EMPTY)}),
+        },
+        "network_file": {"named": b'[network]\nfile = "network.toml"\n', "none": b"[network]\n"},
+        "agent_refusal": {"no": _json({"cause": "not now", "next_step": "wait"}), "text": b"gone"},
+        "doctor_answer": {
+            "versions": b"HTTP/1.1 200 OK\r\nDate: Fri, 15 Jan 2027 08:00:00 GMT\r\n"
+            b'Content-Length: 22\r\n\r\n{"versions": ["v1"]}\r\n',
+            "other": b"HTTP/1.1 405 Method Not Allowed\r\n\r\n",
+        },
     }
 
 
 def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _log() -> bytes:
+    """An audit log of a few lines."""
+    lines, head = b"", chain.Head()
+    signed = {"node": "vigo", "signature": "AAAA"}
+    for event, fields in (
+        (chain.BEGIN, {}),
+        ("delivery", {"to": "sae-vigo", "keys": [ID]}),
+        ("lines_missing", {"number": 3}),
+        (chain.CHECKPOINT, signed),
+    ):
+        line, head = chain.make(head, 1.8e9, event, fields)
+        lines += line
+    return lines
 
 
 def _frame(kind: int, content: bytes) -> bytes:

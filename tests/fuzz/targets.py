@@ -39,6 +39,7 @@ from keyhaul.schemes.blind import Blind
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 from keyhaul.stores.memory import MemoryLedger
+from tests.fuzz import outside
 from tests.neighbours import Identity
 
 PEN = 32473
@@ -492,6 +493,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         receipt_seal,
         agent_step,
         configuration,
+        *outside.TARGETS,
     )
 }
 

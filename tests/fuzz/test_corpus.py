@@ -44,6 +44,15 @@ def test_what_is_nested_without_end_or_not_utf_8_is_refused_as_documented(target
             run(target, head + member + brace + tail)
 
 
+@pytest.mark.parametrize("depth", [9, 200, 600, 900])  # some pass the decoder and end what comes after it
+def test_the_data_of_a_key_slot_nested_without_end_is_refused_as_documented(depth: int) -> None:
+    data = (CORPUS / "root_slots" / "other").read_bytes()
+    assert run("root_slots", data)
+    deep = data.replace(b'"data": {}', b'"data": {"a": ' + b"[" * depth + b"]" * depth + b"}")
+    assert deep != data
+    assert not run("root_slots", deep)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_has_seeds_that_it_accepts(target: str) -> None:
     """Otherwise it would fuzz nothing but its first check."""

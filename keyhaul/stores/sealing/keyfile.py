@@ -33,6 +33,7 @@ VERSION = 1
 ROOT_BYTES = 32
 MAX_FILE_BYTES = 256 * 1024
 MAX_SLOTS = 16
+MAX_DEPTH = 8  # of a slot's data
 MAX_NAME = 200  # characters of a kind or label
 RESTORE = "restore the file from its backup; nothing was changed"
 
@@ -233,7 +234,22 @@ def _parse_record(path: Path, number: int, slot: object) -> Record:
             raise _damaged(path, f"slot {number}: {name} is not a short printable text")
     if slot["grade"] not in list(Grade) or not isinstance(slot["data"], dict):
         raise _damaged(path, f"slot {number}: grade or data")
+    if not _is_shallow(slot["data"]):
+        raise _damaged(path, f"slot {number}: data nested without end")
     return Record(slot["kind"], Grade(slot["grade"]), slot["label"], slot["data"])
+
+
+def _is_shallow(data: dict[str, Any]) -> bool:
+    """Whether whatever walks the data comes to its end; no slot nests its own more than twice."""
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return not level
 
 
 def _damaged(path: Path, what: str) -> SealError:
