@@ -66,7 +66,7 @@ class AdminApplication:
         """
         try:
             table = msgspec.json.decode(await read_body(request))
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             table = None
         if not isinstance(table, dict):
             raise Malformed("the body is not a JSON object", "send the [entropy] table as JSON")

@@ -45,7 +45,7 @@ def parse(body: bytes, kind: type[_S]) -> _S:
     """A request body as `kind`; raises Malformed, saying which member is wrong."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # msgspec.DecodeError, and what is not UTF-8
         raise Malformed(f"the request body is not what the interface says: {error}") from None
 
 
