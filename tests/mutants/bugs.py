@@ -66,9 +66,29 @@ BUGS = (
         "            pass\n",
     ),
     Bug(
+        "burned device keys stay on disk",
+        "links/prefetch.py",
+        "                change.erase(self._out, name)  # twice is harmless\n",
+        "                pass\n",
+    ),
+    Bug(
         "device keys of an accepted message stay on disk",
         "links/prefetch.py",
         "                change.spend(self._in, name)\n",
+        "                pass\n",
+    ),
+    Bug(
+        "one-time pads are ready for others while a message uses them",
+        "links/prefetch.py",
+        "            return await self.supply.take(number, patience, payer)\n",
+        "            keys = await self.supply.take(number, patience, payer)\n"
+        "            self.supply.add(keys[1:])\n"
+        "            return keys\n",
+    ),
+    Bug(
+        "device keys are said to be held and are on no disk",
+        "links/prefetch.py",
+        "                self._kept.put(change, key.key_id, key.bits.reveal())\n",
         "                pass\n",
     ),
     Bug(

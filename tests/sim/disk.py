@@ -18,7 +18,7 @@ from uuid import UUID
 from keyhaul.errors import StoreUnavailable
 from keyhaul.keys import Message, Ref, Row, Secret
 from keyhaul.stores import renewal
-from keyhaul.stores.change import StagedChange
+from keyhaul.stores.change import Erase, Put, Spend, StagedChange
 from keyhaul.stores.memory import MemoryLedger
 
 
@@ -84,6 +84,8 @@ class Disk:
     fail: float = 0.0
     lies: float = 0.0
     tables: Tables = field(default_factory=Tables)
+    pads: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    """Names of the device keys that were ever put, spent and erased here, by `what/space`, whoever did it."""
     _flushed: Tables | None = None
     _flushed_at: float = 0.0
 
@@ -93,6 +95,16 @@ class Disk:
             now = asyncio.get_running_loop().time()
             if self._flushed is None or now >= self._flushed_at + self.lies:
                 self._flushed, self._flushed_at = self.tables.copy(), now
+
+    def observe(self, what: str, space: str, name: str) -> None:
+        if space.startswith("pad/"):
+            self.pads.setdefault((what, space), set()).add(name)
+
+    def replace(self, tables: Tables) -> None:
+        """Other tables, of a backup: what is not in them is gone."""
+        for space, name in self.tables.items.keys() - tables.items.keys():
+            self.observe("erased", space, name)
+        self.tables = tables
 
     def crashed(self) -> None:
         if self.lies and self._flushed is not None:
@@ -136,6 +148,14 @@ class SimLedger(MemoryLedger):
         super()._commit(change)
         for row in rows:
             self._committed(row)
+        for step in change.steps:
+            match step:
+                case Put(space, name):
+                    self._disk.observe("put", space, name)
+                case Spend(space, name) if (space, name) not in self._items:  # else it was written anew
+                    self._disk.observe("spent", space, name)
+                case Erase(space, name):
+                    self._disk.observe("erased", space, name)
 
     async def _turn(self) -> None:
         await super()._turn()

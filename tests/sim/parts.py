@@ -69,6 +69,7 @@ class DevicePair:
     waiting: dict[str, bytes] = field(default_factory=dict)
     handed: int = 0  # keys that left at the end that drew them
     names: set[str] = field(default_factory=set)  # of all that were handed out
+    drawn: dict[str, set[str]] = field(default_factory=dict)  # the same, by the node that drew them
     fetched: int = 0  # keys that left at the other end
     wrong: set[str] = field(default_factory=set)  # keys of which the two ends have different bits
 
@@ -92,3 +93,19 @@ class DevicePair:
             raise KeyNotFound("one or more keys specified are not found on KME")
         self.fetched += len(key_ids)
         return [SimKey(key_id, Secret(self.waiting.pop(key_id))) for key_id in key_ids]
+
+
+@dataclass(frozen=True)
+class DeviceEnd:
+    """What one node sees of a pair; whom a key was handed to is noted here, by nobody's bookkeeping."""
+
+    pair: DevicePair
+    node: str
+
+    async def enc_keys(self, number: int, size: int) -> Sequence[SimKey]:
+        keys = await self.pair.enc_keys(number, size)
+        self.pair.drawn.setdefault(self.node, set()).update(key.key_id for key in keys)
+        return keys
+
+    async def dec_keys(self, key_ids: Sequence[str]) -> Sequence[SimKey]:
+        return await self.pair.dec_keys(key_ids)

@@ -318,13 +318,41 @@ class Storm:
             ):
                 note(f"{edge.a}={edge.b}", "account", name=name, value=value)
             for here, there in ((edge.a, edge.b), (edge.b, edge.a)):
-                ready = {name for name, _ in self.world.nodes[here].links[there]._device.supply._items}
+                device = self.world.nodes[here].links[there]._device
+                ready = {name for name, _ in device.supply._items}
                 stored = {n for s, n in self.world.nodes[there].disk.tables.items if s == f"pad/{here}/in"}
                 kept = {n for s, n in self.world.nodes[here].disk.tables.items if s == f"pad/{there}/out"}
                 note(f"{here} of {edge.a}={edge.b}", "account", name="in ready", value=len(ready))
                 held = len(ready & stored & kept)
                 note(f"{here} of {edge.a}={edge.b}", "account", name="out held at both ends", value=held)
+                known = kept & (ready | device._offered.keys() | set(device._burned))
+                note(f"keys kept at {here} for {there}", "account", name="in", value=len(kept))
+                note(f"keys kept at {here} for {there}", "account", name="out to be used", value=len(known))
                 self._spent(f"{here}>{there}", pair.names, kept, stored)
+                self._ends(here, there, pair.drawn.get(here, set()))
+
+    def _ends(self, here: str, there: str, drawn: set[str]) -> None:
+        """Every device key that `here` drew to send with, by what devices and disks saw at both ends."""
+        world, note = self.world, self.world.history.note
+        counts = {}
+        for name, space in ((here, f"pad/{there}/out"), (there, f"pad/{here}/in")):
+            disk = world.nodes[name].disk
+            seen = {what: disk.pads.get((what, space), set()) for what in ("put", "spent", "erased")}
+            seen["left"] = {n for s, n in disk.tables.items if s == space}
+            counts[name] = seen
+            known = (seen["spent"] | seen["erased"] | seen["left"]) & seen["put"]
+            note(f"keys saved at {name} for {here}>{there}", "account", name="in", value=len(seen["put"]))
+            note(f"keys saved at {name} for {here}>{there}", "account", name="out", value=len(known))
+        out, far = counts[here], counts[there]
+        killed = len(drawn - out["put"]) if world.nodes[here].life > 1 else 0  # between device and disk
+        for what, came, went in (
+            ("drawn", len(drawn), len(drawn & out["put"]) + killed),
+            ("saved", len(out["put"]), len(out["put"] & drawn)),
+            ("spent", len(out["spent"]), len(out["spent"] & far["put"])),
+            ("spent at the far end", len(far["spent"]), len(far["spent"] & out["spent"])),
+        ):
+            note(f"keys {what} for {here}>{there}", "account", name="in", value=came)
+            note(f"keys {what} for {here}>{there}", "account", name="out", value=went)
 
     def _spent(self, link: str, handed: set[str], kept: set[str], stored: set[str]) -> None:
         """A device key that is in a message came from the device once, and is left at neither end.

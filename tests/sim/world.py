@@ -51,7 +51,7 @@ from keyhaul.stores.renewal import INCARNATION_BYTES
 from keyhaul.testbed.history import History
 from keyhaul.whispers import Whispers
 from tests.sim.disk import Disk, SimLedger, Tables, renewed
-from tests.sim.parts import DevicePair, SimAnchors, SimClock, SimSigner, world_clock
+from tests.sim.parts import DeviceEnd, DevicePair, SimAnchors, SimClock, SimSigner, world_clock
 from tests.sim.watching import Watched, committed, contents
 from tests.sim.wire import SimForeign, SimPeers, material
 
@@ -228,7 +228,7 @@ class SimNode:
             device = DeviceKeys(
                 peer=peer,
                 owner=self.name,
-                device=world.devices[frozenset((edge.a, edge.b))],
+                device=DeviceEnd(world.devices[frozenset((edge.a, edge.b))], self.name),
                 ledger=self.ledger,
                 clock=clock,
                 low=max(4, world.stock // 4),
@@ -406,7 +406,7 @@ class World:
         node.crash()
         self.history.note("world", "fault", text=f"{name} is restored from a backup")
         self.history.note(name, "restored")
-        node.disk.tables = await renewed(backup, world_clock.now())
+        node.disk.replace(await renewed(backup, world_clock.now()))
         await self.revive(name, down)
 
     def replay(self, node: SimNode) -> None:
