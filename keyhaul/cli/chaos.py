@@ -107,8 +107,9 @@ def _show(outcome: Outcome) -> None:
     say(
         f"wires: {outcome.network or 'none yet'}; {outcome.kills} kills; {outcome.keys_got} keys "
         f"acknowledged, {outcome.keys_fetched} fetched, {outcome.never_fetched} not fetched at the end; "
-        f"{len(outcome.violations)} promises broken of those looked at ({outcome.promises}), "
-        f"{len(outcome.missed)} bounds missed"
+        f"strangers asked {outcome.pried} times; {outcome.found} of {outcome.looked_for} keys found in "
+        f"files and errors; {len(outcome.violations)} promises broken of those looked at "
+        f"({outcome.promises}), {len(outcome.missed)} bounds missed"
     )
     for text in (*outcome.missed, *outcome.stories):
         say(text)

@@ -26,6 +26,7 @@ from keyhaul.testbed.chaos.namespaces import obstacle
 from keyhaul.testbed.chaos.packets import Packets
 from keyhaul.testbed.chaos.people import People, Tally
 from keyhaul.testbed.chaos.report import Outcome, Row, row
+from keyhaul.testbed.chaos.search import search
 from keyhaul.testbed.chaos.wires import Wires
 from keyhaul.testbed.history import History
 from keyhaul.testbed.interrupt import unless
@@ -160,6 +161,12 @@ class Campaign:
             if self._phase is not None:
                 self._end(time.monotonic() - self._phase.begun, note="interrupted")
         people = self.world.people
+        testbed, keys = self.world.testbed, people.sample
+        self._say(f"{len(keys)} of the keys are looked for in files and errors")
+        self.outcome.looked_for = len(keys)
+        self.outcome.found = await asyncio.to_thread(
+            search, people.history, testbed.state(), testbed.directory, keys, people.errors
+        )
         left = sum(len(pair.kept) for pair in people.pairs)
         limits = Limits(recovery=self.plan.recovery)
         await asyncio.to_thread(self.outcome.reckon, list(people.history.events), left, limits)

@@ -2,7 +2,9 @@
 
 A master asks for keys; its slave fetches half of them at once and the others only at the end of the run, up
 to some hundreds a pair, so that keys lie in stores while nodes die. Answers that never came are noted as
-`cut`: such keys are burned, by design, and nobody counts on them.
+`cut`: such keys are burned, by design, and nobody counts on them. Now and then a stranger, with a good
+certificate of its own, asks for a key that is for others. The bits of some keys stay in the memory of this
+process, to be looked for in the end.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from keyhaul.testbed.history import History
 PAUSE = 0.05  # seconds between two requests of one master
 AFTER_REFUSAL = 0.2  # seconds before it asks again
 MOST_KEPT = 400  # keys of one pair that lie in stores until the end
+PRYING = 0.1  # share of keys for which a stranger asks
+SAMPLE = 500  # keys whose bits are kept, to be looked for in files
 CALL = 20.0  # seconds a call may take
 
 
@@ -55,6 +59,12 @@ class People:
         self.pairs = [Pair(*pair) for pair in pairs]
         self.phase = "calm"
         self.tallies: dict[tuple[str, str, str], Tally] = {}
+        self.sample: list[bytes] = []
+        """Bits of keys that were received, evenly over the run."""
+        self.errors: set[str] = set()
+        """All that errors said."""
+        self._received = 0
+        self._chance = random.Random()  # noqa: S311 (which keys are looked for, not a key)
         self._homes = {sae["id"]: sae["node"] for sae in state["saes"]}
         self._clients = {
             sae["id"]: AsyncClient(
@@ -139,6 +149,7 @@ class People:
             history.note(pair.master, "cut", request=request, text="the run was broken off")
             raise
         for key in keys:
+            self._keep(bytes(key.bits.reveal()))
             digest = history.digest(key.bits.reveal())
             key.bits.wipe()
             history.note(
@@ -148,29 +159,50 @@ class People:
         async with self._news:
             self._news.notify_all()
         for key in keys:
-            at_once = rng.random() < 0.5 or len(pair.kept) >= MOST_KEPT
-            if not at_once or not await self._fetch(pair, key.key_id):
+            await self._pry(pair, key.key_id, rng)
+            keeps = rng.random() < 0.5 and len(pair.kept) < MOST_KEPT
+            if keeps or not await self._fetch(pair, key.key_id):
                 pair.kept.append(key.key_id)
         return True
 
-    async def _fetch(self, pair: Pair, key_id: UUID) -> bool:
-        """Whether the key's fate is known now: delivered, gone, or burned by a lost answer."""
-        history, request = self.history, self.history.request()
-        history.note(pair.slave, "fetching", request=request, key_id=key_id)
+    def _keep(self, bits: bytes) -> None:
+        """Every key received so far is in the sample with the same chance."""
+        self._received += 1
+        if len(self.sample) < SAMPLE:
+            self.sample.append(bits)
+        elif (at := self._chance.randrange(self._received)) < SAMPLE:
+            self.sample[at] = bits
+
+    async def _pry(self, pair: Pair, key_id: UUID, rng: random.Random) -> None:
+        """Now and then somebody else asks for the key, at a node that has it if there is one."""
+        others = [sae for sae in self._clients if sae not in (pair.master, pair.slave)]
+        if others and rng.random() < PRYING:
+            ends = {self._homes[pair.master], self._homes[pair.slave]}
+            near = [sae for sae in others if self._homes[sae] in ends]
+            await self._fetch(pair, key_id, rng.choice(near or others))
+
+    async def _fetch(self, pair: Pair, key_id: UUID, who: str = "") -> bool:
+        """Whether the key's fate is known now: delivered, gone, or burned by a lost answer.
+
+        `who` asks; the slave, if nobody else does.
+        """
+        history, request, who = self.history, self.history.request(), who or pair.slave
+        history.note(who, "fetching", request=request, key_id=key_id)
         try:
-            (key,) = await self._clients[pair.slave].fetch_key(pair.master, [key_id])
+            (key,) = await self._clients[who].fetch_key(pair.master, [key_id])
         except KeyhaulError as error:
-            return self._unanswered(pair.slave, request, error) or not isinstance(error, Unavailable)
+            return self._unanswered(who, request, error) or not isinstance(error, Unavailable)
         except asyncio.CancelledError:
-            history.note(pair.slave, "cut", request=request, text="the run was broken off")
+            history.note(who, "cut", request=request, text="the run was broken off")
             raise
         digest = history.digest(key.bits.reveal())
         key.bits.wipe()
-        history.note(pair.slave, "fetched", request=request, key_id=key_id, digest=digest)
+        history.note(who, "fetched", request=request, key_id=key_id, digest=digest)
         return True
 
     def _unanswered(self, sae: str, request: int, error: KeyhaulError) -> bool:
         """Note how a request failed; True if nobody knows whether the node acted on it."""
+        self.errors.add(f"{error} {error.details}")
         if error.details.get("sent") == 0:
             self.history.note(sae, "refused", request=request, status=503, text=error.cause)
             return False

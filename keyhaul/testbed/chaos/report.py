@@ -59,6 +59,11 @@ class Outcome:
     keys_got: int = 0
     keys_fetched: int = 0
     never_fetched: int = 0
+    pried: int = 0
+    """Times a stranger asked for a key that is for others."""
+    looked_for: int = 0
+    found: int = 0
+    """Keys looked for in files and errors, and those that were there."""
     violations: list[Violation] = field(default_factory=list)
     stories: list[str] = field(default_factory=list)
     promises: list[int] = field(default_factory=list)
@@ -82,6 +87,11 @@ class Outcome:
         self.keys_got = sum(event.verb == "got" for event in events)
         self.keys_fetched = sum(event.verb == "fetched" for event in events)
         self.never_fetched = left
+        named = {event.key_id: (event.who, *event.to) for event in events if event.verb == "got"}
+        self.pried = sum(
+            event.verb == "fetching" and event.who not in named.get(event.key_id, (event.who,))
+            for event in events
+        )
 
     def document(self, command: str) -> dict[str, Any]:
         """What `--json` writes."""
@@ -98,6 +108,9 @@ class Outcome:
             "keys_acknowledged": self.keys_got,
             "keys_fetched": self.keys_fetched,
             "keys_left_unfetched": self.never_fetched,
+            "asked_by_strangers": self.pried,
+            "keys_looked_for": self.looked_for,
+            "keys_found_in_the_clear": self.found,
             "promises_looked_at": self.promises,
             "violations": [asdict(violation) for violation in self.violations],
             "bounds_missed": self.missed,
