@@ -22,7 +22,6 @@ LONGEST = (
     "e2e/test_pages.py",
     "e2e/test_admission.py",
     "e2e/test_package.py",
-    "sim/test_stock.py",
     "e2e/test_dashboard_live.py",
     "e2e/test_testbed.py",
     "e2e/test_blind_relays.py",
