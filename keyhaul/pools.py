@@ -1,6 +1,6 @@
 """How many keys to relay ahead for whom, and who comes first. Pure policy: every call is told the time.
 
-Four questions, answered from what SAEs asked lately and how long it took to restock:
+Five questions, answered from what SAEs asked lately and how long it took to restock:
 
     target    how many keys a pool should hold. The key that would be the last to go is worth holding
               while the chance that it is wanted before the pool is restocked outweighs the cost of one
@@ -40,6 +40,7 @@ BURST = 2.0  # seconds that make one burst
 RECHECK = 0.25  # seconds that a target stays as it is, unless more is asked
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a pool that could not be restocked tries again
 SLOWER, FASTER = 0.5, 0.1  # how much of a longer or shorter time to restock is believed at once
+EVENLY = 0.3  # the same of both, where one-time pads are taken for every key
 LONGEST_LEAD = 30.0  # seconds: a pool is not made for a link that is down
 REVIEW = 0.5  # seconds a restocking may have to wait for its turn
 SLACK = 2.0  # times its target that a pool may hold before it gives keys up
@@ -193,10 +194,10 @@ class Pools(Shelves):
             seconds = max(seconds, now - state.low_since)
         state.low_since = None
         longer = min(seconds, LONGEST_LEAD) - state.lead
-        state.lead += (0.3 if apiece else SLOWER if longer > 0 else FASTER) * longer
+        state.lead += (EVENLY if apiece else SLOWER if longer > 0 else FASTER) * longer
 
     def failed(self, pool: Pool, now: float) -> None:
-        """A batch that `pick` named could not be delivered."""
+        """A batch that was named by `pick` or `along` could not be delivered."""
         state = self._state(pool, now)
         state.filling = False
         state.pause = min(max(2 * state.pause, FIRST_PAUSE), LONGEST_PAUSE)
