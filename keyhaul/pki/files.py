@@ -23,31 +23,69 @@ _LOST = "restore the CA from its backup, or make a new PKI with `keyhaul init`"
 
 def write(path: Path, content: bytes, mode: int, *, overwrite: bool) -> None:
     """Atomic: a reader sees the old file or the new one, whole, and never with a wider mode."""
+    with _drafted(path, content, mode) as fresh:
+        _put(fresh, path, overwrite=overwrite)
+
+
+def write_key(path: Path, key: Key, *, overwrite: bool) -> None:
+    """A private key, PKCS#8 without a passphrase, mode 0600 from its first byte on."""
+    write(path, _private(key), 0o600, overwrite=overwrite)
+
+
+def write_pair(
+    key_path: Path, key: Key, cert_path: Path, certificate: x509.Certificate, *, overwrite: bool
+) -> None:
+    """A key and its certificate, each as `write` does it.
+
+    Both are on disk before the first gets its name, so hardly any time passes in which they do not fit.
+    """
+    with (
+        _drafted(key_path, _private(key), 0o600) as fresh_key,
+        _drafted(cert_path, pem([certificate]), 0o644) as fresh_cert,
+    ):
+        _put(fresh_key, key_path, overwrite=overwrite)
+        _put(fresh_cert, cert_path, overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def _drafted(path: Path, content: bytes, mode: int) -> Iterator[Path]:
+    """The content on disk, beside where it will be, under a name that is gone afterwards."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with _telling(path):
         _make_folder(path.parent)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        try:
+    try:
+        with _telling(path):
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            if overwrite:
-                fresh.replace(path)
-            else:
-                os.link(fresh, path)  # fails if somebody else made the file meanwhile
-        finally:
-            fresh.unlink(missing_ok=True)
+        yield fresh
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _put(fresh: Path, path: Path, *, overwrite: bool) -> None:
+    with _telling(path):
+        if overwrite:
+            fresh.replace(path)
+        else:
+            os.link(fresh, path)  # fails if somebody else made the file meanwhile
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """What the system refuses, in our words."""
+    try:
+        yield
     except FileExistsError:
         raise ConfigError(f"{path} exists already", "remove it, or ask for it to be overwritten") from None
     except OSError as problem:
         raise ConfigError(f"{path}: {problem.strerror}", "choose a directory you may write to") from None
 
 
-def write_key(path: Path, key: Key, *, overwrite: bool) -> None:
-    """A private key, PKCS#8 without a passphrase, mode 0600 from its first byte on."""
-    plain = serialization.NoEncryption()
-    write(path, key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, plain), 0o600, overwrite=overwrite)
+def _private(key: Key) -> bytes:
+    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def pem(certificates: Iterable[x509.Certificate]) -> bytes:

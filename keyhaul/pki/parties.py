@@ -22,9 +22,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from keyhaul.certificates import CLIENT, SERVER, Key, Leaf, authority, issue
+from keyhaul.certificates import CLIENT, SERVER, Leaf, authority, issue
 from keyhaul.errors import ConfigError
-from keyhaul.pki.files import certificates_in, pem, signer, write, write_key
+from keyhaul.pki.files import certificates_in, pem, signer, write, write_pair
 
 ROLES = ("node", "sae", "admin", "device")
 
@@ -200,17 +200,13 @@ class Pki:
         self._refuse(files.cert, files.key)
         ca, ca_key = signer(authority_file)
         certificate, key = issue(wanted, domain, ca, ca_key, self.lifetimes.window(self.lifetimes.leaf))
-        self._save(files.cert, files.key, certificate, key)
+        write_pair(files.key, key, files.cert, certificate, overwrite=self.overwrite)
         return files
 
     def _found(self, domain: str, role: str) -> None:
         certificate, key = authority(domain, role, self.lifetimes.window(self.lifetimes.ca))
         path = self.ca(domain, role)
-        self._save(path, path.with_suffix(".key"), certificate, key)
-
-    def _save(self, cert: Path, key_path: Path, certificate: x509.Certificate, key: Key) -> None:
-        write_key(key_path, key, overwrite=self.overwrite)
-        write(cert, pem([certificate]), 0o644, overwrite=self.overwrite)
+        write_pair(path.with_suffix(".key"), key, path, certificate, overwrite=self.overwrite)
 
     def _refuse(self, *paths: Path) -> None:
         for path in paths:

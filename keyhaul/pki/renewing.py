@@ -1,8 +1,8 @@
 """A new certificate that says the same as an old one: the same party, hosts and uses, another time.
 
 It is signed by the CA that signs today, so after a rotation it comes from the new one. With its old key only
-the certificate is replaced, at once; with a new key there is a moment in which the two files do not fit, and
-a node that reads them then keeps what it has.
+the certificate is replaced, at once; with a new key there is a moment, between two renames, in which the two
+files do not fit. A node that reads them then keeps what it has; an application reads them again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cryptography import x509
 from keyhaul.certificates import PublicKey, new_key_like, reissue
 from keyhaul.errors import ConfigError
 from keyhaul.identity import is_ca, issued_by
-from keyhaul.pki.files import certificates_in, key_in, pem, signer, write, write_key
+from keyhaul.pki.files import certificates_in, key_in, pem, signer, write, write_pair
 from keyhaul.pki.parties import ROLES, Pki
 
 _ISSUE = "issue one with `keyhaul pki issue`"
@@ -55,8 +55,9 @@ def renew(pki: Pki, file: Path, *, new_key: bool = False) -> Renewed:
     ca, ca_key = signer(pki.ca(domain, role))
     after = reissue(before, public, ca, ca_key, pki.lifetimes.window(pki.lifetimes.leaf))
     if key is not None:
-        write_key(key_file, key, overwrite=True)
-    write(file, pem([after]), 0o644, overwrite=True)
+        write_pair(key_file, key, file, after, overwrite=True)
+    else:
+        write(file, pem([after]), 0o644, overwrite=True)
     return Renewed(file, before, after, new_key)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from keyhaul.edge.client import SaeClient
 from keyhaul.edge.tls import Policy, client_context
+from keyhaul.errors import ConfigError
 from keyhaul.testbed.network import Testbed
 from keyhaul.testbed.topology import Link, Node, Topology
 from tests.e2e.test_operate import credentials, keyhaul
@@ -34,15 +37,24 @@ class Load:
         self.entries = {each["id"]: each for each in testbed.state()["saes"]}
         self.keys = 0
 
-    def client(self, sae: str) -> SaeClient:
+    async def client(self, sae: str) -> SaeClient:
         entry = self.entries[sae]
-        return SaeClient(
-            entry["sae_url"], client_context(credentials(entry), Policy.COMPATIBLE), patience=0.0
-        )
+        return SaeClient(entry["sae_url"], await self.context(entry), patience=0.0)
+
+    async def context(self, entry: dict[str, Any]) -> ssl.SSLContext:
+        """What lies there now: a new key and its certificate are renamed one after the other."""
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    return client_context(credentials(entry), Policy.COMPATIBLE)
+                except ConfigError as between:
+                    if "does not belong to the certificate" not in str(between):
+                        raise
+                    await asyncio.sleep(0.01)
 
     async def run(self, master: str, slave: str) -> None:
         while True:
-            async with self.client(master) as one, self.client(slave) as other:
+            async with await self.client(master) as one, await self.client(slave) as other:
                 (key,) = await one.get_key(slave)
                 (copy,) = await other.fetch_key(master, [key.key_id])
                 assert key.bits.same_as(copy.bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -218,6 +219,36 @@ def test_nothing_is_overwritten_unless_asked(pki: Pki) -> None:
     changed = {path for path, text in content().items() if text != before[path]}
     assert changed == {files.cert, files.key}
     assert stat.S_IMODE(files.key.stat().st_mode) == 0o600
+
+
+def test_a_pair_is_written_whole_before_either_file_is_replaced(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application that reads both meets the moment between two renames, not that of two disk writes."""
+    files = pki.sae("north", "app")
+    old = (files.key.read_bytes(), files.cert.read_bytes())
+    synced: list[tuple[bytes, bytes]] = []
+    honest = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append((files.key.read_bytes(), files.cert.read_bytes()))
+        honest(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    Pki.open(pki.directory, overwrite=True).sae("north", "app")
+    assert synced == [old, old]
+    assert files.key.read_bytes() != old[0]
+    assert files.cert.read_bytes() != old[1]
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    new = (files.key.read_bytes(), files.cert.read_bytes())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        Pki.open(pki.directory, overwrite=True).sae("north", "app")
+    assert (files.key.read_bytes(), files.cert.read_bytes()) == new
+    assert sorted(path.name for path in files.key.parent.iterdir()) == [files.key.name, files.cert.name]
 
 
 def test_a_reopened_pki_goes_on_where_it_was(pki: Pki) -> None:
