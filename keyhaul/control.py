@@ -201,9 +201,16 @@ class Directory:
         self._known: dict[str, Known] = {}
 
     def receive(self, record: Record, now: float) -> Known | None:
-        """Take in one record; the answer is what is new and should be flooded, or None.
+        """Hold one record; the answer is what is new and should be flooded, or None. Raises like `check`."""
+        known = self.check(record, now)
+        if known is not None:
+            self.take(known)
+        return known
 
-        Raises Malformed, Unauthorized or Tampered; then nothing changed.
+    def check(self, record: Record, now: float) -> Known | None:
+        """What `take` would hold from now on, if this record is newer than what is held; nothing changes.
+
+        Raises Malformed, Unauthorized or Tampered.
         """
         try:
             descriptor = _decode_body(record.body)
@@ -227,9 +234,12 @@ class Directory:
         if signer.name != descriptor.node:
             raise Tampered
         signer.check(record.signature, labels.DESCRIPTOR + record.body)
-        before = held.descriptor.keys if held is not None else ()
-        self._known[descriptor.node] = known = Known(descriptor, signer, record, before)
-        return known
+        return Known(descriptor, signer, record, held.descriptor.keys if held is not None else ())
+
+    def take(self, known: Known) -> None:
+        """Hold what was checked, unless something newer came meanwhile."""
+        node = known.descriptor.node
+        self._known[node] = newest(known, self._known.get(node))
 
     def change(self, domains: Mapping[str, str]) -> None:
         """Another network: what was known of nodes that are not in it, or in another domain, is forgotten."""
@@ -283,6 +293,12 @@ class Directory:
 
     def nodes(self) -> list[str]:
         return sorted(self._known)
+
+
+def newest(known: Known, other: Known | None) -> Known:
+    """Of two descriptors of one node the one that all will hold."""
+    both = known if other is None else other, known
+    return max(both, key=lambda each: _order(each.descriptor, each.record))
 
 
 def _order(descriptor: Descriptor, record: Record) -> tuple[int, bytes]:

@@ -25,6 +25,7 @@ from keyhaul.control import (
     encode_names,
     encode_records,
     encode_stamps,
+    newest,
 )
 from keyhaul.errors import KeyhaulError, Malformed, Unavailable
 from keyhaul.pairing import ANEW, Pairing
@@ -90,6 +91,7 @@ class Gossip:
         self._clock = clock
         self._announced = 0  # the sequence number of this node's last descriptor
         self._due = asyncio.Event()
+        self._taking = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._telling: dict[str, asyncio.Task[None]] = {}
 
@@ -176,28 +178,34 @@ class Gossip:
         return b""
 
     async def _take_in(self, peer: str, records: list[Record]) -> None:
-        bad: KeyhaulError | None = None
-        learned: list[Known] = []
-        self._need_not_tell(peer, records)
-        for record in records:
-            try:
-                known = self._directory.receive(record, self._clock.now())
-            except KeyhaulError as error:
-                bad = bad or error
-                continue
-            if known is not None:
-                if self._learn(peer, known):
-                    learned.append(known)
-            elif (held := self._directory.overtaken(record)) and held.descriptor.node == peer:
-                self._remind(held)
-        if learned:
-            async with self._ledger.edit() as change:
-                for known in learned:
-                    change.put(SPACE, known.descriptor.node, msgspec.msgpack.encode(known.record))
-                    if self._pairing.anew(known):  # after a restart nothing else would tell
-                        change.put(ANEW, known.descriptor.node, b"")
-        if bad is not None:
-            raise bad
+        """What the disk does not take is not held either: the neighbour keeps it and sends it again."""
+        async with self._taking:  # what comes together must not overtake each other on the way to the disk
+            bad: KeyhaulError | None = None
+            news: dict[str, Known] = {}
+            self._need_not_tell(peer, records)
+            for record in records:
+                try:
+                    known = self._directory.check(record, self._clock.now())
+                except KeyhaulError as error:
+                    bad = bad or error
+                    continue
+                if known is not None and known.descriptor.node == self._pairing.name:
+                    self._go_beyond(known)
+                elif known is not None:
+                    news[known.descriptor.node] = newest(known, news.get(known.descriptor.node))
+                elif (held := self._directory.overtaken(record)) and held.descriptor.node == peer:
+                    self._remind(held)
+            if news:
+                async with self._ledger.edit() as change:
+                    for node, known in news.items():
+                        change.put(SPACE, node, msgspec.msgpack.encode(known.record))
+                        if self._pairing.anew(known):  # after a restart nothing else would tell
+                            change.put(ANEW, node, b"")
+            for known in news.values():
+                self._directory.take(known)
+                self._learn(peer, known)
+            if bad is not None:
+                raise bad
 
     def _remind(self, known: Known) -> None:
         """Tell a neighbour what it said last itself: it may have forgotten.
@@ -214,20 +222,21 @@ class Gossip:
             said = {record.body for record in records}
             neighbour.owed = {n: owed for n, owed in neighbour.owed.items() if owed.body not in said}
 
-    def _learn(self, peer: str, known: Known) -> bool:
-        """Tell everyone about it who should know; whether it is to be kept."""
+    def _go_beyond(self, known: Known) -> None:
+        """Said by this node before it was restored, with keys it has no more."""
+        self._directory.take(known)
+        self._announced = max(self._announced, known.descriptor.sequence)
+        self.hurry()
+
+    def _learn(self, peer: str, known: Known) -> None:
+        """Tell everyone about it who should know, and ask a neighbour that announces itself what it lacks."""
         node = known.descriptor.node
-        if node == self._pairing.name:  # said by this node before it was restored, with keys it has no more
-            self._announced = max(self._announced, known.descriptor.sequence)
-            self.hurry()
-            return False
         self._pairing.heard(node)
         self._spread(known, but=peer)
         if node != peer:
             self._remind(known)
-        elif (neighbour := self._neighbours.get(peer)) is not None:
+        if (neighbour := self._neighbours.get(node)) is not None:
             neighbour.doubt()
-        return True
 
     def _spread(self, known: Known, but: str) -> None:
         for name, neighbour in self._neighbours.items():

@@ -4,6 +4,7 @@ At the origin the keys of an application here, or of another foreign key manager
 which their target sits. At a destination the same happens to keys that came over links of ours: the node is
 the last one that can check them, holds them until the key manager has acknowledged them, and only then says
 to the origin that they arrived. Optional extensions go along, over one gateway or two (`messages.carrying`).
+Of what comes in from such a key manager it knows what came before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from keyhaul.keys import Message, Ref, Secret
+from keyhaul.errors import Conflict
+from keyhaul.keys import Message, Ref, Row, Secret
 from keyhaul.letters import Letters
 from keyhaul.messages import etsi020
 from keyhaul.messages.etsi020 import ExtKey, ExtKeys
@@ -82,3 +84,24 @@ def onward(
             given = (pairs, context.initiator, targets, deadline, optional)
             messages.append(transfer(site, letters, leg, *given))
     return messages
+
+
+async def accepted_before(site: Site, peer: str, transfer: ExtKeys) -> list[Row]:
+    """The rows of a transfer from `peer` that was accepted or voided before (020 §2.6), or none.
+
+    Raises Conflict, never 400, if a key id is known with another value or other SAEs.
+    """
+    found = [await site.ledger.get(Ref(key.key_id, site.name)) for key in transfer.keys]
+    for key, row in zip(transfer.keys, found, strict=True):
+        if not any(found):
+            break
+        same = (
+            row is not None
+            and row.upstream == peer
+            and row.initiator == transfer.initiator_sae_id
+            and set(row.targets) == set(transfer.target_sae_ids)
+            and (row.secret is None or row.secret.same_as(Secret(key.value)))
+        )
+        if not same:
+            raise Conflict("a key of this id is known with another value or other SAEs")
+    return [row for row in found if row is not None]

@@ -469,7 +469,7 @@ class Relay:
             raise Refused("the initiator is no SAE of the caller", invalid_parameter="initiator_sae_id")
         if peer in self.site.legs(transfer.target_sae_ids):
             raise Refused("a target is reached through the caller", invalid_routing="next hop is the caller")
-        if known := await self._same_again(peer, transfer):
+        if known := await handover.accepted_before(self.site, peer, transfer):
             await self._answer_again(peer, transfer, known)
             return
         self.site.quota.keys(peer, len(transfer.keys), now)
@@ -487,28 +487,14 @@ class Relay:
         )
         if all(leg == self.site.name for leg in self.site.legs(batch.targets)):
             batch.letter = self._letters.acks(peer, [_relayed(batch)], batch.callback)
-        await self.dispatch(batch)
+        try:
+            await self.dispatch(batch)
+        except (_VoidedBefore, Conflict):  # a void of these keys, or the same again, came meanwhile
+            if not (known := await handover.accepted_before(self.site, peer, transfer)):
+                raise
+            await self._answer_again(peer, transfer, known)
+            return
         handover.note(self.site, "taken_in", peer, batch.initiator, batch.targets, batch.keys)
-
-    async def _same_again(self, peer: str, transfer: ExtKeys) -> list[Row]:
-        """The rows of a transfer that was accepted before (020 §2.6), or none.
-
-        Raises Conflict, never 400, if a key id is known with another value or other SAEs.
-        """
-        found = [await self.site.ledger.get(Ref(key.key_id, self.site.name)) for key in transfer.keys]
-        for key, row in zip(transfer.keys, found, strict=True):
-            if not any(found):
-                break
-            same = (
-                row is not None
-                and row.upstream == peer
-                and row.initiator == transfer.initiator_sae_id
-                and set(row.targets) == set(transfer.target_sae_ids)
-                and (row.secret is None or row.secret.same_as(Secret(key.value)))
-            )
-            if not same:
-                raise Conflict("a key of this id is known with another value or other SAEs")
-        return [row for row in found if row is not None]
 
     async def _answer_again(self, peer: str, transfer: ExtKeys, rows: Sequence[Row]) -> None:
         """The sender repeats itself, so our acknowledgement may be lost: say once more what became of it."""
