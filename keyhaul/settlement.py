@@ -244,12 +244,19 @@ class Settlement:
                 for row in await self.site.ledger.find(key_id)
                 if row.upstream == peer or peer in row.peers.values()
             ]
-            legs = self.site.legs(request.target_sae_ids)
-            unseen = [Ref(key_id, self.site.name if leg in self.site.foreign else leg) for leg in legs]
+            unseen = [Ref(key_id, leg) for leg in self._unseen(peer, request)]
             if not rows:  # each will be a tombstone
                 self.site.quota.keys(peer, len(unseen), self.site.clock.now())
             refs.extend([row.ref for row in rows] or unseen)
         return list(dict.fromkeys(refs))
+
+    def _unseen(self, peer: str, request: Void) -> list[str]:
+        """Under which legs keys would stand that did not come yet: what enters or leaves here starts here."""
+        here = self.site.name
+        if peer in self.site.foreign:
+            return [here]
+        legs = self.site.legs(request.target_sae_ids)
+        return list(dict.fromkeys(here if leg in self.site.foreign else leg for leg in legs))
 
     def _void_from_above(self, row: Row, peer: str, request: Void, news: News, now: float) -> None:
         partly = row.state is State.DELIVERABLE and not row.peers and row.waiting != frozenset(row.targets)

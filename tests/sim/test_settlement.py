@@ -63,20 +63,58 @@ def test_a_void_that_overtakes_its_keys_keeps_them_out_for_ever() -> None:
     told(story, request_timeout=5.0)
 
 
-def test_a_void_of_an_unknown_key_leaves_a_tombstone_and_says_so() -> None:
+def test_a_void_may_come_while_a_gateway_still_looks_for_a_way() -> None:
     async def story(world: World) -> None:
         key_id = uuid4()
-        await world.nodes["a"].settlement.void("kme", Void((key_id,), "sae-kme", ("sae-a",), "https://kme"))
+        transfer = ExtKeys((ExtKey(key_id, bytes(32)),), "sae-kme", ("sae-c",), "https://kme")
+        taken = asyncio.ensure_future(world.nodes["a"].relay.accept("kme", transfer))
+        await asyncio.sleep(0)  # nobody has heard of anybody yet
+        await world.nodes["a"].settlement.void("kme", Void((key_id,), "sae-kme", ("sae-c",), "https://kme"))
+        assert not taken.done()
+        await taken
+        await asyncio.sleep(1)
+        assert world.foreigners["kme"].acks() == [("key not present", key_id), ("voided", key_id)]
+        assert await states(world, key_id) == "a:voided b:- c:- d:-"
+
+    told(story, foreign={"kme": "a"})
+
+
+def test_keys_that_come_twice_at_once_are_accepted_twice_and_kept_once() -> None:
+    async def story(world: World) -> None:
+        key_id = uuid4()
+        transfer = ExtKeys((ExtKey(key_id, bytes(32)),), "sae-kme", ("sae-c",), "https://kme")
+        other = replace(transfer, keys=(ExtKey(key_id, b"x" * 32),))
+        accept = world.nodes["a"].relay.accept
+        answers = await asyncio.gather(
+            accept("kme", transfer), accept("kme", transfer), accept("kme", other), return_exceptions=True
+        )
+        assert answers[:2] == [None, None]
+        assert isinstance(answers[2], Conflict)
+        await asyncio.sleep(1)
+        assert world.foreigners["kme"].acks() == [("relayed", key_id)]
+        (key,) = await world.nodes["c"].origin.fetch("sae-c", "sae-kme", [key_id])
+        assert key.bits.reveal() == bytes(32)
+
+    told(story, foreign={"kme": "a"})
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_a_void_of_an_unknown_key_leaves_a_tombstone_and_says_so(target: str) -> None:
+    async def story(world: World) -> None:
+        key_id = uuid4()
+        await world.nodes["a"].settlement.void(
+            "kme", Void((key_id,), "sae-kme", (f"sae-{target}",), "https://kme")
+        )
         await asyncio.sleep(1)
         assert world.foreigners["kme"].acks() == [("key not present", key_id)]
         assert await state(world, "a", key_id) is State.VOIDED
-        transfer = ExtKeys((ExtKey(key_id, bytes(32)),), "sae-kme", ("sae-a",), "https://kme")
+        transfer = ExtKeys((ExtKey(key_id, bytes(32)),), "sae-kme", (f"sae-{target}",), "https://kme")
         await world.nodes["a"].relay.accept("kme", transfer)
         await asyncio.sleep(1)
         assert world.foreigners["kme"].acks()[1:] == [("voided", key_id)]
         assert await state(world, "a", key_id) is State.VOIDED
         with pytest.raises(KeyNotFound):
-            await world.nodes["a"].origin.fetch("sae-a", "sae-kme", [key_id])
+            await world.nodes[target].origin.fetch(f"sae-{target}", "sae-kme", [key_id])
 
     told(story, foreign={"kme": "a"})
 
