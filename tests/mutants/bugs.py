@@ -319,6 +319,37 @@ BUGS = (
         ("tests/unit/test_gossip.py::test_a_restored_node_is_reminded_too_by_what_it_says_it_holds",),
     ),
     Bug(
+        "a descriptor counts although the disk did not take it",
+        "gossip.py",
+        "                    news[known.descriptor.node] = newest(",
+        "                    self._directory.take(known)\n"
+        "                    news[known.descriptor.node] = newest(",
+        ("tests/unit/test_gossip.py::test_what_the_disk_did_not_take_is_not_held_and_comes_again",),
+    ),
+    Bug(
+        "a node that lost its disk is asked what it lacks only by those who hear of it first",
+        "gossip.py",
+        "self._neighbours.get(node)) is not None:\n            neighbour.doubt()",
+        "self._neighbours.get(node)) is not None and node == peer:\n            neighbour.doubt()",
+        (
+            "tests/unit/test_gossip.py::test_a_neighbour_whose_news_come_from_another_is_asked_too_what_it_lacks",
+        ),
+    ),
+    Bug(
+        "keys that were voided before they came are kept out of one node only",
+        "settlement.py",
+        "        if peer in self.site.foreign:\n            return [here]",
+        "        if False:\n            return [here]",
+        ("tests/sim/test_settlement.py::test_a_void_of_an_unknown_key_leaves_a_tombstone_and_says_so",),
+    ),
+    Bug(
+        "a gateway fails where a void comes while it looks for a way",
+        "relay.py",
+        "        except (_VoidedBefore, Conflict):",
+        "        except Conflict:",
+        ("tests/sim/test_settlement.py::test_a_void_may_come_while_a_gateway_still_looks_for_a_way",),
+    ),
+    Bug(
         "a node that is killed forgets which destination has lost its keys",
         "gossip.py",
         "                    if self._pairing.anew(known):",

@@ -78,6 +78,7 @@ class SimForeign:
         self._world = world
         self._gateway = gateway
         self._seen: dict[UUID, bytes] = {}
+        self._given: dict[UUID, bytes] = {}  # the gateway's store when the key was given first
         self.said: dict[UUID, dict[str, Raw]] = {}  # the extensions it sent with its keys
 
     def acks(self) -> list[tuple[str, UUID]]:
@@ -121,9 +122,11 @@ class SimForeign:
         self._world.later(self._until_taken(etsi020.ACK, etsi020.encode_acks([ack])))
 
     def _learn(self, acks: Sequence[Ack]) -> None:
+        """Keys that were void before they came may not come later either; a restored gateway forgot them."""
         for ack in acks:
-            if ack.status is AckStatus.VOIDED:
-                for key_id in ack.key_ids:
+            for key_id in ack.key_ids:
+                early = ack.status is AckStatus.NOT_PRESENT and self._given.get(key_id) == self._store()
+                if early or ack.status is AckStatus.VOIDED:
                     self._world.history.note(self.sae, "voided", key_id=key_id)
 
     def told(self, key_id: UUID) -> str | None:
@@ -136,6 +139,7 @@ class SimForeign:
         A restored gateway cannot know what it took before, so nobody may repeat that (docs/operations.md).
         """
         keys = (ExtKey(key_id, value),)
+        self._given[key_id] = self._store()
         optional = self.said[key_id] = {"E32473_said": Raw(f'{{ "of": "{key_id}" }}'.encode())}
         transfer = ExtKeys(keys, self.sae, targets, "https://kme", extension_optional=optional)
         await self._until_taken(etsi020.EXT_KEYS, etsi020.encode_ext_keys(transfer))
@@ -143,6 +147,10 @@ class SimForeign:
     async def take_back(self, key_id: UUID, targets: tuple[str, ...]) -> None:
         void = Void((key_id,), self.sae, targets, "https://kme")
         await self._until_taken(etsi020.VOID, etsi020.encode_void(void))
+
+    def _store(self) -> bytes:
+        """Which disk the gateway has: another one after a restore."""
+        return self._world.nodes[self._gateway].disk.tables.incarnation
 
     async def _until_taken(self, path: str, body: bytes) -> None:
         """Plain 020, as bytes."""
@@ -161,9 +169,8 @@ class SimForeign:
                 return Answer(error.status, error.cause)
             return Answer(202)
 
-        disk = world.nodes[self._gateway].disk
-        store = disk.tables.incarnation
-        while path != etsi020.EXT_KEYS or disk.tables.incarnation == store:
+        store = self._store()
+        while path != etsi020.EXT_KEYS or self._store() == store:
             try:
                 answer = await world.carry(self.name, self._gateway, handle)
                 if answer.status in (202, 400, 401):

@@ -425,3 +425,68 @@ def test_a_store_that_fails_delays_an_announcement_and_does_not_end_them() -> No
         task.cancel()
 
     run(story())
+
+
+def test_what_the_disk_did_not_take_is_not_held_and_comes_again() -> None:
+    """Else it would be gone after a restart, and nobody would say it once more (storms 5035876, 5063411)."""
+
+    async def story() -> None:
+        net = await line()
+        vigo, bilbao = net["vigo"], net["bilbao"]
+        edits = bilbao.ledger.edit
+
+        def edit(*refs: Any) -> Any:
+            raise StoreUnavailable("the disk is full")
+
+        bilbao.ledger.edit = edit  # type: ignore[method-assign]
+        task = asyncio.ensure_future(vigo.gossip.run())
+        await asyncio.sleep(5)
+        assert [about for _, about, _ in bilbao.heard][:2] == ["vigo", "vigo"], "told again and again"
+        assert bilbao.directory.nodes() == []
+        bilbao.ledger.edit = edits  # type: ignore[method-assign]
+        await asyncio.sleep(gossip.LONGEST_PAUSE + 1)
+        assert bilbao.directory.nodes() == ["vigo"]
+        assert "vigo" in await bilbao.ledger.items(gossip.SPACE)
+        task.cancel()
+
+    run(story())
+
+
+def test_of_two_descriptors_that_come_at_once_the_newer_one_is_kept_whatever_the_disk_is_doing() -> None:
+    async def story() -> None:
+        net = await line()
+        bilbao, first = net["bilbao"], net["vigo"].pairing.announce()
+        second = net["vigo"].pairing.announce(10**15)
+        third = net["vigo"].pairing.announce(10**15 + 1)
+        receive = bilbao.gossip.receive
+        await asyncio.gather(
+            receive("derio", encode_records([second])),
+            receive("vigo", encode_records([third, first])),
+            receive("derio", encode_records([first])),
+        )
+        (kept,) = (await bilbao.ledger.items(gossip.SPACE)).values()
+        assert msgspec.msgpack.decode(kept, type=Record) == third
+        assert bilbao.directory.get("vigo", LoopClock().now()).record == third
+
+    run(story())
+
+
+def test_a_neighbour_whose_news_come_from_another_is_asked_too_what_it_lacks() -> None:
+    async def story() -> None:
+        net: dict[str, Post] = {}
+        vigo = Post("vigo", "lab", ["bilbao", "derio"], net)
+        Post("bilbao", "north", ["vigo", "derio"], net)
+        derio = Post("derio", "north", ["bilbao", "vigo"], net)
+        for post in net.values():
+            await post.pairing.start()
+        task = asyncio.ensure_future(vigo.gossip.run())
+        await asyncio.sleep(5)
+        assert derio.directory.nodes() == ["vigo"]
+        derio = Post("derio", "north", ["bilbao", "vigo"], net)  # it lost its disk, and all else
+        await derio.pairing.start()
+        await vigo.gossip.receive("bilbao", encode_records([derio.pairing.announce()]))
+        await asyncio.sleep(5)
+        assert "vigo" in derio.directory.nodes()
+        task.cancel()
+
+    run(story())
