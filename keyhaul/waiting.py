@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from keyhaul.blindkeys import NAMES as PROBED  # whoever sees two answers learns more than from one
 from keyhaul.keys import Ref, Row, State
 
 
@@ -21,7 +22,7 @@ class Wait:
         self.claimed = frozenset(refs[:claimed])
         self.open = set(refs)
         self.failed: list[Row] = []
-        self.doubted = False  # the neighbour could not open what was sent
+        self.doubted = False  # on some link the two ends may have had different material
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -32,6 +33,8 @@ class Wait:
     def conclude(self, row: Row) -> None:
         """What became of one key."""
         self.open.discard(row.ref)
+        if row.state is State.FAILED and row.scheme not in PROBED:
+            self.doubted = True  # a relay does not say why it gave up
         if row.state in (State.FAILED, State.VOIDED, State.EXPIRED):
             self.failed.append(row)
         if (self.failed or not self.open) and not self.done.done():

@@ -176,11 +176,13 @@ class DeviceKeys:
             self.supply.add(keys)
 
     def doubt(self) -> None:
-        """A message that used such keys could not be opened: burn what is ready and draw anew.
+        """A message that used such keys could not be opened: burn what is there and draw anew.
 
         Devices that disagreed for a while would else fail one message for every key they made meanwhile.
         """
         self._burned.extend(name for name, _ in self.supply.drain())
+        self._burned.extend(self._offered)
+        self._offered.clear()
 
     def reoffer(self) -> None:
         """The neighbour may have lost its halves: only what it says again that it holds is ready."""

@@ -175,7 +175,7 @@ class SealedLink:
         names = tuple(name for name, _ in device_keys)
         bits = [secret_bits.reveal() for _, secret_bits in device_keys]
         header = Header(
-            version=envelope.VERSION,
+            version=envelope.WITH_PAD_KEYS if names[1:] else envelope.VERSION,
             suite=self._suite,
             mode=self.mode if device_keys else Mode.KEM,
             sender=self._me,
@@ -200,7 +200,7 @@ class SealedLink:
             return []
         number = 1
         if self.mode is Mode.OTP:
-            number += -(-pad_bytes // self._device.key_bytes)
+            number += -(-(pad_bytes + envelope.CHECK_BYTES) // self._device.key_bytes)
         return await self._device.take(number, patience, payer, leave)
 
     async def _number(self) -> int:

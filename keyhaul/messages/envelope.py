@@ -8,6 +8,10 @@ Each envelope has a key of its own, `HKDF-SHA-384(salt = SHA-384(header), ikm = 
 len‖ML-KEM secret)`: it holds if either input holds (the shape of ETSI TS 103 744 and SP 800-56C,
 not a bare XOR). A one-time pad for the payload comes from other device bits (`otp`) or, where one
 device key has to serve a batch, from the same derivation under another label (`expanded`, `kem`).
+
+Devices whose two ends disagree give pads that fit nothing. The last 256 of the device bits of a pad are no
+pad but the key of a one-time Poly1305 tag over the others, which travels inside: whoever opens the envelope
+knows before it takes a pad off, and the tag tells nobody anything about the bits, whatever he can compute.
 """
 
 from __future__ import annotations
@@ -22,13 +26,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from keyhaul.errors import Malformed, Tampered
 from keyhaul.messages import labels
 
 VERSION = 1
+WITH_PAD_KEYS = 2  # the version of an envelope that names some: since then their bits are checked
 NONCE_BYTES = 12
 KEY_BYTES = 32
+CHECK_BYTES = 32  # of the device bits of a pad: the key of the tag over the others
+_TAG_BYTES = 16
 MAX_DEVICE_KEYS = 65_536
 
 
@@ -110,6 +118,8 @@ def seal(header: Header, material: Material, nonce: bytes, path: str, content: b
     """The envelope's bytes. `nonce` is 12 random bytes; the key is used for this message only."""
     head = _encode(header)
     key = message_key(header, head, material)
+    if header.pad_keys:
+        content = _pad_tag(material) + content
     return _encode(_Wire(head, nonce, AESGCM(key).encrypt(nonce, _encode(_Plain(path, content)), head)))
 
 
@@ -125,7 +135,8 @@ def parse(body: bytes) -> Sealed:
         header = _header(wire.header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Malformed(f"the body is not an envelope ({error})") from None
-    if header.version != VERSION or header.suite not in list(Suite):
+    spoken = WITH_PAD_KEYS if header.pad_keys else VERSION
+    if header.version != spoken or header.suite not in list(Suite):
         raise Malformed(
             f"envelope version {header.version}, suite {header.suite} is not spoken here",
             "run the same protocol version at both ends",
@@ -143,7 +154,7 @@ def parse(body: bytes) -> Sealed:
 
 
 def open_sealed(sealed: Sealed, material: Material) -> tuple[str, bytes]:
-    """`(path, content)`. Raises Tampered if any bit of header or body is not the sender's."""
+    """`(path, content)`. Raises Tampered if any bit of header, body or pad is not the sender's."""
     key = message_key(sealed.header, sealed.header_bytes, material)
     try:
         plain = AESGCM(key).decrypt(sealed.nonce, sealed.ciphertext, sealed.header_bytes)
@@ -153,7 +164,11 @@ def open_sealed(sealed: Sealed, material: Material) -> tuple[str, bytes]:
         inner = _plain(plain)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise Malformed("the envelope holds no message") from None
-    return inner.path, inner.content
+    if not sealed.header.pad_keys:
+        return inner.path, inner.content
+    if not hmac.compare_digest(inner.content[:_TAG_BYTES], _pad_tag(material)):
+        raise Tampered
+    return inner.path, inner.content[_TAG_BYTES:]
 
 
 def message_key(header: Header, head: bytes, material: Material) -> bytes:
@@ -172,9 +187,16 @@ def pad(header: Header, head: bytes, material: Material, length: int) -> bytes:
     stream = hashlib.shake_256(key).digest(length)
     if header.mode is not Mode.OTP:
         return stream
-    if len(material.pad_bits) < length:
+    if len(material.pad_bits) - CHECK_BYTES < length:
         raise Malformed("fewer pad bits were announced than the payload needs")
     return xor(material.pad_bits[:length], stream)
+
+
+def _pad_tag(material: Material) -> bytes:
+    """What both ends compute alike if they have the same pad bits."""
+    if len(material.pad_bits) < CHECK_BYTES:
+        raise Malformed("fewer pad bits were announced than their check needs")
+    return Poly1305.generate_tag(material.pad_bits[-CHECK_BYTES:], material.pad_bits[:-CHECK_BYTES])
 
 
 def xor(left: bytes, right: bytes) -> bytes:

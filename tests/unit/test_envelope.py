@@ -112,12 +112,12 @@ def test_the_message_key_needs_both_halves(name: str) -> None:
 def test_an_otp_pad_is_device_bits_xor_a_stream_of_the_kem_secret() -> None:
     head, good = SUITES["otp"]
     raw = envelope.header_bytes(head)
-    blank = Material(good.message_bits, bytes(64), good.kem_secret)
+    blank = Material(good.message_bits, bytes(96), good.kem_secret)
     stream = envelope.pad(head, raw, blank, 64)
-    assert envelope.pad(head, raw, good, 64) == envelope.xor(good.pad_bits, stream)
-    assert envelope.pad(head, raw, good, 10) == envelope.xor(good.pad_bits, stream)[:10]
+    assert envelope.pad(head, raw, good, 64) == envelope.xor(good.pad_bits[:64], stream)
+    assert envelope.pad(head, raw, good, 10) == envelope.xor(good.pad_bits[:64], stream)[:10]
     assert stream != bytes(64)
-    other_message_bits = Material(bytes(32), bytes(64), good.kem_secret)
+    other_message_bits = Material(bytes(32), bytes(96), good.kem_secret)
     assert envelope.pad(head, raw, other_message_bits, 64) == stream, (
         "pad and message key share no device bit"
     )

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 from msgspec import Raw
 
 from keyhaul.keys import Secret
@@ -25,7 +26,7 @@ from keyhaul.messages.wrapping import Wrapping, wrap
 from keyhaul.schemes.masked import Masked
 from keyhaul.schemes.trusted import Trusted
 
-MESSAGE_BITS, PAD_BITS, KEM_SECRET = bytes(range(32)), bytes(range(64, 160)), bytes(range(200, 232))
+MESSAGE_BITS, PAD_BITS, KEM_SECRET = bytes(range(32)), bytes(range(64, 192)), bytes(range(200, 232))
 KEYS = [bytes([n]) * 32 for n in (1, 2)]
 
 
@@ -42,9 +43,9 @@ def xor(left: bytes, right: bytes) -> bytes:
 
 
 def header(mode: Mode) -> Header:
-    message, pads = (("m1",), ("p1", "p2", "p3")) if mode is not Mode.KEM else ((), ())
+    message, pads = (("m1",), ("p1", "p2", "p3", "p4")) if mode is not Mode.KEM else ((), ())
     return Header(
-        version=1,
+        version=2 if mode is Mode.OTP else 1,
         suite=Suite.HKDF_SHA384,
         mode=mode,
         sender="uvigo-4",
@@ -69,12 +70,19 @@ def material(mode: Mode) -> Material:
 def test_an_envelope_opens_with_the_formulae_of_the_page(mode: Mode) -> None:
     body = envelope.seal(header(mode), material(mode), bytes(12), "ext_keys", b"{}")
     head, nonce, ciphertext = msgspec.msgpack.decode(body)
-    assert msgspec.msgpack.decode(head)[:5] == [1, 1, mode.value, "uvigo-4", "cesga-5"]
+    assert msgspec.msgpack.decode(head)[:5] == [
+        2 if mode is Mode.OTP else 1,
+        1,
+        mode.value,
+        "uvigo-4",
+        "cesga-5",
+    ]
     device = b"" if mode is Mode.KEM else MESSAGE_BITS
     salt = hashlib.sha384(head).digest()
     key = hkdf(ikm(device), salt, b"keyhaul/v1/envelope/message-key", 32)
     plain = AESGCM(key).decrypt(nonce, ciphertext, head)
-    assert msgspec.msgpack.decode(plain) == ["ext_keys", b"{}"]
+    tag = Poly1305.generate_tag(PAD_BITS[-32:], PAD_BITS[:-32]) if mode is Mode.OTP else b""
+    assert msgspec.msgpack.decode(plain) == ["ext_keys", tag + b"{}"]
 
 
 @pytest.mark.parametrize("mode", list(Mode))

@@ -48,6 +48,7 @@ async def through(a: End, b: End, pad_bytes: int = 48) -> SealedOpened:
 def resealed(sent: SealedGrant, material: Material | None = None, **changes: Any) -> bytes:
     """What a neighbour could send that has all keys but not our manners."""
     header: Header = msgspec.structs.replace(sent.header, **changes)
+    header = msgspec.structs.replace(header, version=2 if header.pad_keys else 1)
     return envelope.seal(header, material or sent.material, bytes(12), "ext_keys", b"keys")
 
 
@@ -56,10 +57,11 @@ def test_a_neighbour_cannot_talk_the_link_down_to_fewer_device_bits() -> None:
         a, b = await neighbours(Devices(), mode=Mode.OTP, low=2, high=12)
         sent = await grant(a)
         kem_only = Material(b"", b"", sent.material.kem_secret)
+        pads_only = Material(b"", sent.material.pad_bits, sent.material.kem_secret)
         down = {
             "expanded": resealed(sent, mode=Mode.EXPANDED),
             "kem": resealed(sent, kem_only, mode=Mode.KEM, message_keys=(), pad_keys=()),
-            "pads without a message key": resealed(sent, kem_only, message_keys=()),
+            "pads without a message key": resealed(sent, pads_only, message_keys=()),
             "kem with device keys": resealed(sent, mode=Mode.KEM),
         }
         for name, body in down.items():
@@ -67,6 +69,27 @@ def test_a_neighbour_cannot_talk_the_link_down_to_fewer_device_bits() -> None:
                 raise AssertionError(f"{name} was opened: {await b.link.open(body)}")
         opened = await b.link.open(resealed(sent))
         assert opened is not None, "the same message in its own mode is fine"
+
+    run(story())
+
+
+def test_pads_that_differ_at_the_two_ends_are_noticed_before_one_is_taken_off() -> None:
+    async def story() -> None:
+        a, b = await neighbours(Devices(), mode=Mode.OTP, low=2, high=12)
+        sent = await grant(a)
+        pads = bytearray(sent.material.pad_bits)
+        assert sent.header.version == 2
+        for at in (0, len(pads) - 33, len(pads) - 1):  # the first of the pad, its last, and of its check
+            other = bytes([*pads[:at], pads[at] ^ 1, *pads[at + 1 :]])
+            body = resealed(sent, Material(sent.material.message_bits, other, sent.material.kem_secret))
+            with pytest.raises(Tampered):
+                await b.link.open(body)
+        unchecked = envelope.seal(
+            msgspec.structs.replace(sent.header, version=1), sent.material, bytes(12), "ext_keys", b"keys"
+        )
+        with pytest.raises(Malformed, match="version 1"):
+            await b.link.open(unchecked)
+        assert await b.link.open(sent.seal("ext_keys", b"keys")) is not None
 
     run(story())
 
@@ -158,9 +181,9 @@ def test_an_accepted_message_leaves_no_key_behind() -> None:
         before = {space: len(await b.ledger.items(space)) for space in ("kem/a", "pad/a/in")}
         opened = await through(a, b)
         used = (*opened.header.message_keys, *opened.header.pad_keys)
-        assert len(used) == 3
+        assert len(used) == 4, "for the message, 64 bytes of pad and their check"
         assert len(await b.ledger.items("kem/a")) == before["kem/a"] - 1
-        assert len(await b.ledger.items("pad/a/in")) == before["pad/a/in"] - 3
+        assert len(await b.ledger.items("pad/a/in")) == before["pad/a/in"] - 4
         for name in used:
             assert await a.ledger.item("pad/b/out", name) is None
         with pytest.raises(Spent):
@@ -196,7 +219,7 @@ def test_old_claims_are_pruned_and_new_ones_kept(monkeypatch: pytest.MonkeyPatch
 def test_an_unused_grant_gives_its_device_keys_back_and_a_used_one_burns_them() -> None:
     async def story() -> None:
         devices = Devices()
-        a, b = await neighbours(devices, mode=Mode.OTP, low=2, high=12)
+        a, b = await neighbours(devices, mode=Mode.OTP, low=2, high=20)
         assert a.device is not None
         level = a.device.level()
         (await grant(a)).cancel()
@@ -207,11 +230,11 @@ def test_an_unused_grant_gives_its_device_keys_back_and_a_used_one_burns_them() 
             names = {name for name, _ in shown.device_keys}
             shown.cancel()
             shown.cancel()
-            level -= 3 * 256
+            level -= 4 * 256
             assert a.device.level() == level
             await a.refill.fetch_keys()
             opened = await through(a, b)
-            level -= 3 * 256
+            level -= 4 * 256
             assert not names & {*opened.header.message_keys, *opened.header.pad_keys}
             assert not names & set(await a.ledger.items("pad/b/out"))
         again = await restarted(a, devices, mode=Mode.OTP)
@@ -236,7 +259,7 @@ def test_no_device_key_serves_twice_across_restarts() -> None:
                 shown.cancel()
             a, b = End("a", "b", a.ledger, devices, **options), End("b", "a", b.ledger, devices, **options)
             await introduce(a, b)
-        assert len(used) == len(set(used)) == 12
+        assert len(used) == len(set(used)) == 16
 
     run(story())
 
@@ -280,15 +303,15 @@ def test_what_is_sent_ahead_of_demand_leaves_a_part_of_the_device_keys_and_waits
         a, _ = await neighbours(Devices(), mode=Mode.OTP, low=2, high=8)
         assert a.device is not None
         end = LoopClock().now() + 5
-        sent = await a.link.grant(32, deadline=end, leave=6 * 256)
-        assert a.device.level() == 6 * 256
+        sent = await a.link.grant(32, deadline=end, leave=5 * 256)
+        assert a.device.level() == 5 * 256
         before = loop.time()
-        for leave in (6 * 256, 4 * 256 + 1):
-            with pytest.raises(InsufficientKey, match="2 needed beside"):
+        for leave in (5 * 256, 2 * 256 + 1):
+            with pytest.raises(InsufficientKey, match="3 needed beside"):
                 await a.link.grant(32, deadline=end, leave=leave)
         assert loop.time() == before
         sent.cancel()
-        await a.link.grant(32, deadline=end, leave=6 * 256)
+        await a.link.grant(32, deadline=end, leave=5 * 256)
         assert await a.link.grant(0, deadline=end, leave=8 * 256), "a message without a pad costs none"
 
     run(story())

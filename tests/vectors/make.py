@@ -65,15 +65,15 @@ def header(**changes: object) -> Header:
 
 
 DEVICE = {"owner": "vigo-devices", "message_keys": ("11111111-0000-4000-8000-000000000001",)}
-PAD_NAMES = ("11111111-0000-4000-8000-000000000002", "11111111-0000-4000-8000-00000000000c")
+PAD_NAMES = tuple(f"11111111-0000-4000-8000-00000000000{digit}" for digit in "2cd")
 PLAIN = ("ext_keys", b'{"keys": []}')
 MATERIAL = Material(b"", b"", fixed("kem secret", 32))
 WITH_DEVICE = Material(fixed("device key", 32), b"", fixed("kem secret", 32))
-WITH_PAD = Material(fixed("device key", 32), fixed("pad keys", 64), fixed("kem secret", 32))
+WITH_PAD = Material(fixed("device key", 32), fixed("pad keys", 96), fixed("kem secret", 32))
 SUITES = {
     "kem": (header(), MATERIAL),
     "expanded": (header(mode=Mode.EXPANDED, **DEVICE), WITH_DEVICE),
-    "otp": (header(mode=Mode.OTP, **DEVICE, pad_keys=PAD_NAMES), WITH_PAD),
+    "otp": (header(version=2, mode=Mode.OTP, **DEVICE, pad_keys=PAD_NAMES), WITH_PAD),
     "paper-a": (header(suite=Suite.PAPER_A, mode=Mode.EXPANDED, **DEVICE), WITH_DEVICE),
 }
 

@@ -89,8 +89,18 @@ def test_envelope_by_other_means(vector: Vector) -> None:
     if fields[2] == "otp":
         stream = bytes(a ^ b for a, b in zip(pad_bits[:48], stream, strict=True))
     plain = msgspec.msgpack.decode(AESGCM(key).decrypt(nonce, ciphertext, head))
-    assert plain == [vector.fields["path"], vector.bytes_of("content")]
+    check = poly1305(pad_bits[-32:], pad_bits[:-32]) if pad_bits else b""
+    assert plain == [vector.fields["path"], check + vector.bytes_of("content")]
     assert stream == vector.bytes_of("pad")
+
+
+def poly1305(key: bytes, message: bytes) -> bytes:
+    """RFC 8439 §2.5."""
+    r = int.from_bytes(key[:16], "little") & 0x0FFFFFFC0FFFFFFC0FFFFFFC0FFFFFFF
+    total = 0
+    for at in range(0, len(message), 16):
+        total = (total + int.from_bytes(message[at : at + 16] + b"\x01", "little")) * r % ((1 << 130) - 5)
+    return (total + int.from_bytes(key[16:], "little")).to_bytes(17, "little")[:16]
 
 
 def hkdf_sha384(device: bytes, kem: bytes, head: bytes, info: bytes, length: int) -> bytes:
