@@ -343,6 +343,20 @@ BUGS = (
         ("tests/sim/test_settlement.py::test_a_void_of_an_unknown_key_leaves_a_tombstone_and_says_so",),
     ),
     Bug(
+        "a pad is taken off although the two ends of its link disagree",
+        "messages/envelope.py",
+        "    if not hmac.compare_digest(inner.content[:_TAG_BYTES], _pad_tag(material)):",
+        "    if False:",
+        ("tests/unit/test_sealed_link.py", "tests/sim/test_stock.py"),
+    ),
+    Bug(
+        "a request fails where a link further on disagreed for a while",
+        "waiting.py",
+        "            self.doubted = True  # a relay does not say why it gave up",
+        "            pass",
+        ("tests/sim/test_stock.py::test_devices_that_disagreed_for_a_while_cost_no_request_once_they_agree",),
+    ),
+    Bug(
         "a gateway fails where a void comes while it looks for a way",
         "relay.py",
         "        except (_VoidedBefore, Conflict):",
