@@ -49,7 +49,7 @@ PATIENCE = 2.0  # times the slowest confirmation of late that an attempt waits a
 FADING = 0.8  # of that is left with the next confirmation
 _WISHES = frozenset({SCHEME, LABELS})
 PROBE_LIFE = 60.0  # seconds until a test key expires
-MESSAGE_COST = 1280  # bits of device key that a message with one-time pads costs beside its keys, at most
+MESSAGE_COST = 1024  # bits of device key that a message with one-time pads costs beside its keys, at most
 
 
 class Origin:
@@ -191,8 +191,8 @@ class Origin:
 
         Each attempt has keys and pads of its own and is void before the next one starts. Where there is no
         other way and a node could not open the message, the same one is tried once more: the devices of its
-        link disagreed, and what they gave has been thrown away since. Scheme `blind` gets no second try when
-        it is a node further on that refuses, for a relay that probes the destination would profit.
+        link disagreed, and what they gave has been thrown away since. A destination that refuses gets no
+        second try, and `blind` none on the word of a relay, for one that probes would profit.
         """
         problem: Unavailable | None = None
         once_more = True

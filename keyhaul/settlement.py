@@ -40,6 +40,7 @@ FORGET_EVERY = 60.0  # seconds between two looks for old tombstones; at least 50
 log = structlog.get_logger("keyhaul.settlement")
 
 _BAD = frozenset({AckStatus.FAILED, AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
+_PROBED = "blind"  # so begin the schemes whose answers could tell a relay of a private key: none on its word
 _VOIDING = frozenset({AckStatus.VOIDED, AckStatus.NOT_PRESENT, AckStatus.FAILED_TO_VOID})
 _VOID_ANSWERED = frozenset({State.VOIDED, State.TAKEN})  # what a leg says of a void: done, or too late
 
@@ -80,7 +81,7 @@ class Settlement:
         self.lost: Callable[[Row], bool] = lambda row: False
         """Whether a destination has lost what was sent there so far; set by the origin."""
         self.doubted: Callable[[Iterable[Ref]], None] = lambda refs: None
-        """Told which keys failed because the first link's own material did not fit; set by the origin."""
+        """Told which keys failed because the material of a link did not fit; set by the origin."""
         self.concluded: Callable[[Sequence[Row]], None] = lambda rows: None
         """Told, after the commit, which rows of this origin were confirmed or ended."""
 
@@ -158,7 +159,7 @@ class Settlement:
                 news.ended.append(row)
         elif status in _BAD and row.state in lifecycle.UNFINISHED:
             row.legs[leg] = State.FAILED
-            self._fail(row, news, now)
+            self._fail(row, news, now, proof if proof == confirming.UNOPENED else b"")
         elif status in _VOIDING and row.state is State.VOIDED and row.legs.get(leg) not in _VOID_ANSWERED:
             row.legs[leg] = State.TAKEN if status is AckStatus.FAILED_TO_VOID else State.VOIDED
             if all(row.legs.get(each) in _VOID_ANSWERED for each in row.peers):
@@ -192,12 +193,14 @@ class Settlement:
         if not row.waiting:
             lifecycle.step(row, State.TAKEN, now)
 
-    def _fail(self, row: Row, news: News, now: float) -> None:
+    def _fail(self, row: Row, news: News, now: float, word: bytes = b"") -> None:
         lifecycle.step(row, State.FAILED, now)
+        if word and not row.scheme.startswith(_PROBED):
+            self.doubted((row.ref,))
         for leg, hop in row.peers.items():
             if row.legs.get(leg) is not State.FAILED:
                 news.down(hop, row, self.site.targets_at(row, leg))
-        news.up(row, AckStatus.FAILED)
+        news.up(row, AckStatus.FAILED, word)
         news.ended.append(row)
 
     # ------------------------------------------------------------------ voids
@@ -395,19 +398,20 @@ class Settlement:
     async def refused(self, message: Message, answer: Answer) -> None:
         """The neighbour kept nothing: the leg has failed. For an ack or a void there is nothing to undo."""
         link = self.site.links.get(message.peer)  # a reload may have taken it away meanwhile
-        if message.sealed and answer.status == Tampered.status:
+        unopened = message.sealed and answer.status == Tampered.status
+        if unopened:
             if link is not None:
                 link.doubt()
             self.doubted(message.refs)
         elif message.sealed and link is not None:
             link.recheck()
-        await self._give_up(message, void=False)
+        await self._give_up(message, void=False, word=confirming.UNOPENED if unopened else b"")
 
     async def lapsed(self, message: Message) -> None:
         """No definite answer in time: the leg has failed, and what may lie there is voided."""
         await self._give_up(message, void=True)
 
-    async def _give_up(self, message: Message, *, void: bool) -> None:
+    async def _give_up(self, message: Message, *, void: bool, word: bytes = b"") -> None:
         refs = message.refs if message.path == etsi020.EXT_KEYS else ()
         now = self.site.clock.now()
         news = News()
@@ -420,7 +424,7 @@ class Settlement:
                     for leg, hop in row.peers.items():
                         if hop == message.peer:
                             row.legs[leg] = State.FAILED
-                self._fail(row, news, now)
+                self._fail(row, news, now, word)
             messages = self._write(news, change)
         self._tell(messages, news)
 
@@ -453,7 +457,8 @@ class Settlement:
         for (peer, callback), reports in news.acks.items():
             grouped: dict[tuple[AckStatus, Saes], list[tuple[UUID, bytes]]] = defaultdict(list)
             for key_id, status, row, proof in reports:
-                grouped[status, (row.initiator, row.targets)].append((key_id, proof))
+                word = b"" if proof == confirming.UNOPENED and peer in self.site.foreign else proof
+                grouped[status, (row.initiator, row.targets)].append((key_id, word))
             acks = [
                 ack
                 for (status, saes), outcomes in grouped.items()

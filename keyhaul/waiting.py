@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 from keyhaul.keys import Ref, Row, State
 
-PROBED = "blind"  # so begin the names of schemes whose answers tell a relay something about a private key
-
 
 class Wait:
     """Somebody waiting until all of some keys are confirmed, or one of them failed."""
@@ -34,8 +32,6 @@ class Wait:
     def conclude(self, row: Row) -> None:
         """What became of one key."""
         self.open.discard(row.ref)
-        if row.state is State.FAILED and not row.scheme.startswith(PROBED):
-            self.doubted = True  # a relay does not say why it gave up
         if row.state in (State.FAILED, State.VOIDED, State.EXPIRED):
             self.failed.append(row)
         if (self.failed or not self.open) and not self.done.done():
@@ -65,7 +61,7 @@ class Waits:
         return wait is not None and ref in wait.claimed
 
     def doubted(self, refs: Iterable[Ref]) -> None:
-        """The neighbour could not open the message with these keys."""
+        """On the way of these keys a message could not be opened."""
         for ref in refs:
             if ref in self._waits:
                 self._waits[ref].doubted = True

@@ -3,6 +3,9 @@
 Acknowledgements travel hop by hop, and each hop believes its neighbour. So the destination adds a tag under
 the secret it shares with the origin; relays hand it on as they got it. The origin knows what it must be
 before the key leaves, and releases no key without it.
+
+In the place of a proof a failure may have the word that a neighbour could not open what was sent: the devices
+of that link disagree, and the same keys sent again would go under others. It is advice, no proof.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from keyhaul.messages.payload import TAG_BYTES, Context, Pair
 from keyhaul.messages.wrapping import name
 
 VERSION = 1
+
+UNOPENED = b"unopened"
 
 Saes = tuple[str, tuple[str, ...]]
 """Initiator and targets."""
@@ -52,8 +57,11 @@ def acks(
     Keys without a proof (`b""`) go by themselves, as plain 020 has them.
     """
     bare = tuple(key_id for key_id, proof in outcomes if not proof)
-    proved = [(key_id, proof) for key_id, proof in outcomes if proof]
+    unopened = tuple(key_id for key_id, proof in outcomes if proof == UNOPENED)
+    proved = [(key_id, proof) for key_id, proof in outcomes if proof not in (b"", UNOPENED)]
     found = [Ack(bare, status, *saes)] if bare else []
+    if unopened:
+        found.append(Ack(unopened, status, *saes, extension={_unopened(pen): msgspec.Raw(b"true")}))
     for start in range(0, len(proved), MAX_IDS):
         part = proved[start : start + MAX_IDS]
         said = _Extension(VERSION, base64.b64encode(b"".join(proof for _, proof in part)).decode())
@@ -62,9 +70,15 @@ def acks(
     return found
 
 
+def _unopened(pen: int) -> str:
+    return f"E{pen}_unopened"
+
+
 def proofs_of(ack: Ack, pen: int) -> list[bytes]:
-    """One proof for each key id of an acknowledgement; `b""` where none can be read."""
+    """One proof for each key id of an acknowledgement, or `UNOPENED`; `b""` where none can be read."""
     nothing = [b""] * len(ack.key_ids)
+    if ack.status is AckStatus.FAILED and _unopened(pen) in ack.extension:
+        return [UNOPENED] * len(ack.key_ids)
     raw = ack.extension.get(name(pen))
     if raw is None:
         return nothing

@@ -9,9 +9,9 @@ len‖ML-KEM secret)`: it holds if either input holds (the shape of ETSI TS 103 
 not a bare XOR). A one-time pad for the payload comes from other device bits (`otp`) or, where one
 device key has to serve a batch, from the same derivation under another label (`expanded`, `kem`).
 
-Devices whose two ends disagree give pads that fit nothing. The last 256 of the device bits of a pad are no
-pad but the key of a one-time Poly1305 tag over the others, which travels inside: whoever opens the envelope
-knows before it takes a pad off, and the tag tells nobody anything about the bits, whatever he can compute.
+Devices whose two ends disagree give pads that fit nothing. The last 128 of the device bits of a pad are no
+pad but what masks a Poly1305 tag over the others, which travels inside: whoever opens the envelope knows
+before it takes a pad off, and the tag tells nobody anything about the bits, whatever he can compute.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ VERSION = 1
 WITH_PAD_KEYS = 2  # the version of an envelope that names some: since then their bits are checked
 NONCE_BYTES = 12
 KEY_BYTES = 32
-CHECK_BYTES = 32  # of the device bits of a pad: the key of the tag over the others
-_TAG_BYTES = 16
+CHECK_BYTES = 16  # of the device bits of a pad: they mask the tag over the others, which is as long
 MAX_DEVICE_KEYS = 65_536
 
 
@@ -119,7 +118,7 @@ def seal(header: Header, material: Material, nonce: bytes, path: str, content: b
     head = _encode(header)
     key = message_key(header, head, material)
     if header.pad_keys:
-        content = _pad_tag(material) + content
+        content = _pad_tag(head, material) + content
     return _encode(_Wire(head, nonce, AESGCM(key).encrypt(nonce, _encode(_Plain(path, content)), head)))
 
 
@@ -166,9 +165,9 @@ def open_sealed(sealed: Sealed, material: Material) -> tuple[str, bytes]:
         raise Malformed("the envelope holds no message") from None
     if not sealed.header.pad_keys:
         return inner.path, inner.content
-    if not hmac.compare_digest(inner.content[:_TAG_BYTES], _pad_tag(material)):
+    if not hmac.compare_digest(inner.content[:CHECK_BYTES], _pad_tag(sealed.header_bytes, material)):
         raise Tampered
-    return inner.path, inner.content[_TAG_BYTES:]
+    return inner.path, inner.content[CHECK_BYTES:]
 
 
 def message_key(header: Header, head: bytes, material: Material) -> bytes:
@@ -192,11 +191,12 @@ def pad(header: Header, head: bytes, material: Material, length: int) -> bytes:
     return xor(material.pad_bits[:length], stream)
 
 
-def _pad_tag(material: Material) -> bytes:
-    """What both ends compute alike if they have the same pad bits."""
+def _pad_tag(head: bytes, material: Material) -> bytes:
+    """What both ends compute alike if their pad bits are the same: a polynomial in them, masked."""
     if len(material.pad_bits) < CHECK_BYTES:
         raise Malformed("fewer pad bits were announced than their check needs")
-    return Poly1305.generate_tag(material.pad_bits[-CHECK_BYTES:], material.pad_bits[:-CHECK_BYTES])
+    point = _derive(head, b"", material.kem_secret, labels.PAD_CHECK, CHECK_BYTES)
+    return Poly1305.generate_tag(point + material.pad_bits[-CHECK_BYTES:], material.pad_bits[:-CHECK_BYTES])
 
 
 def xor(left: bytes, right: bytes) -> bytes:

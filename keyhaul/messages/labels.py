@@ -9,6 +9,7 @@ _ROOT = b"keyhaul/v1/"
 
 MESSAGE_KEY = _ROOT + b"envelope/message-key"
 PAD_KEY = _ROOT + b"envelope/pad-key"
+PAD_CHECK = _ROOT + b"envelope/pad-check"
 KEM_BATCH = _ROOT + b"link/kem-batch"
 DESCRIPTOR = _ROOT + b"control/descriptor"
 PAIR_STATEMENT = _ROOT + b"pair/statement"

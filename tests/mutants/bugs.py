@@ -351,9 +351,9 @@ BUGS = (
     ),
     Bug(
         "a request fails where a link further on disagreed for a while",
-        "waiting.py",
-        "            self.doubted = True  # a relay does not say why it gave up",
-        "            pass",
+        "settlement.py",
+        '            self._fail(row, news, now, proof if proof == confirming.UNOPENED else b"")',
+        "            self._fail(row, news, now)",
         ("tests/sim/test_stock.py::test_devices_that_disagreed_for_a_while_cost_no_request_once_they_agree",),
     ),
     Bug(

@@ -126,9 +126,9 @@ def test_an_otp_pad_is_device_bits_xor_a_stream_of_the_kem_secret() -> None:
 def test_an_otp_pad_longer_than_its_device_bits_is_refused() -> None:
     head, material = SUITES["otp"]
     raw = envelope.header_bytes(head)
-    assert len(envelope.pad(head, raw, material, 64)) == 64
+    assert len(envelope.pad(head, raw, material, 80)) == 80
     with pytest.raises(Malformed):
-        envelope.pad(head, raw, material, 65)
+        envelope.pad(head, raw, material, 81)
 
 
 @pytest.mark.parametrize("name", ["kem", "expanded"])

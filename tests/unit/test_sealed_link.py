@@ -79,7 +79,7 @@ def test_pads_that_differ_at_the_two_ends_are_noticed_before_one_is_taken_off() 
         sent = await grant(a)
         pads = bytearray(sent.material.pad_bits)
         assert sent.header.version == 2
-        for at in (0, len(pads) - 33, len(pads) - 1):  # the first of the pad, its last, and of its check
+        for at in (0, len(pads) - 17, len(pads) - 1):  # the first of the pad, its last, and of its check
             other = bytes([*pads[:at], pads[at] ^ 1, *pads[at + 1 :]])
             body = resealed(sent, Material(sent.material.message_bits, other, sent.material.kem_secret))
             with pytest.raises(Tampered):
@@ -100,9 +100,9 @@ def test_an_otp_message_that_announces_too_few_bits_gives_no_pad() -> None:
         sent = await grant(a, 32)
         opened = await b.link.open(sent.seal("ext_keys", b"keys"))
         assert opened is not None
-        assert len(opened.pad(32)) == 32
+        assert len(opened.pad(48)) == 48
         with pytest.raises(Malformed):
-            opened.pad(33)
+            opened.pad(49)
 
     run(story())
 
@@ -181,9 +181,9 @@ def test_an_accepted_message_leaves_no_key_behind() -> None:
         before = {space: len(await b.ledger.items(space)) for space in ("kem/a", "pad/a/in")}
         opened = await through(a, b)
         used = (*opened.header.message_keys, *opened.header.pad_keys)
-        assert len(used) == 4, "for the message, 64 bytes of pad and their check"
+        assert len(used) == 3, "for the message, and for 48 bytes of pad and their check"
         assert len(await b.ledger.items("kem/a")) == before["kem/a"] - 1
-        assert len(await b.ledger.items("pad/a/in")) == before["pad/a/in"] - 4
+        assert len(await b.ledger.items("pad/a/in")) == before["pad/a/in"] - 3
         for name in used:
             assert await a.ledger.item("pad/b/out", name) is None
         with pytest.raises(Spent):
@@ -230,11 +230,11 @@ def test_an_unused_grant_gives_its_device_keys_back_and_a_used_one_burns_them() 
             names = {name for name, _ in shown.device_keys}
             shown.cancel()
             shown.cancel()
-            level -= 4 * 256
+            level -= 3 * 256
             assert a.device.level() == level
             await a.refill.fetch_keys()
             opened = await through(a, b)
-            level -= 4 * 256
+            level -= 3 * 256
             assert not names & {*opened.header.message_keys, *opened.header.pad_keys}
             assert not names & set(await a.ledger.items("pad/b/out"))
         again = await restarted(a, devices, mode=Mode.OTP)
@@ -259,7 +259,7 @@ def test_no_device_key_serves_twice_across_restarts() -> None:
                 shown.cancel()
             a, b = End("a", "b", a.ledger, devices, **options), End("b", "a", b.ledger, devices, **options)
             await introduce(a, b)
-        assert len(used) == len(set(used)) == 16
+        assert len(used) == len(set(used)) == 12
 
     run(story())
 
