@@ -467,3 +467,23 @@ def test_a_foreign_key_manager_is_sent_it_too_and_its_answer_is_understood() -> 
             await world.nodes["a"].relay._settlement.acknowledge("kme", [stranger])
 
     told(story, foreign={"kme": "a"}, void_delivered=True)
+
+
+def test_which_link_disagreed_is_no_business_of_a_foreign_kme() -> None:
+    async def story(world: World) -> None:
+        await world.ask("a", "d")
+        world.devices[frozenset("cd")].disagree = 1.0
+        for _ in range(20):  # what c and d have of before is used up first
+            key_id = uuid4()
+            transfer = ExtKeys((ExtKey(key_id, bytes(32)),), "sae-kme", ("sae-d",), "https://kme")
+            await world.nodes["a"].relay.accept("kme", transfer)
+            await asyncio.sleep(2)
+            if world.foreigners["kme"].acks()[-1] == ("failed", key_id):
+                break
+        assert world.foreigners["kme"].acks()[-1] == ("failed", key_id)
+        told_b = [message for sender, message in world.accepted if (sender, message.path) == ("b", "ack")]
+        assert told_b, "the relays did tell each other"
+        (failed,) = etsi020.decode_acks(world.foreigners["kme"].inbox[-1].body)
+        assert failed.extension == {}
+
+    told(story, foreign={"kme": "a"})
