@@ -78,7 +78,7 @@ class SimForeign:
         self._world = world
         self._gateway = gateway
         self._seen: dict[UUID, bytes] = {}
-        self._given: dict[UUID, bytes] = {}  # the gateway's store when the key was given first
+        self._given: dict[UUID, list[bytes]] = {}  # the stores of all nodes when the key was given first
         self.said: dict[UUID, dict[str, Raw]] = {}  # the extensions it sent with its keys
 
     def acks(self) -> list[tuple[str, UUID]]:
@@ -122,10 +122,10 @@ class SimForeign:
         self._world.later(self._until_taken(etsi020.ACK, etsi020.encode_acks([ack])))
 
     def _learn(self, acks: Sequence[Ack]) -> None:
-        """Keys that were void before they came may not come later either; a restored gateway forgot them."""
+        """Keys that were void before they came may not come later either; a restored node forgot them."""
         for ack in acks:
             for key_id in ack.key_ids:
-                early = ack.status is AckStatus.NOT_PRESENT and self._given.get(key_id) == self._store()
+                early = ack.status is AckStatus.NOT_PRESENT and self._given.get(key_id) == self._stores()
                 if early or ack.status is AckStatus.VOIDED:
                     self._world.history.note(self.sae, "voided", key_id=key_id)
 
@@ -139,7 +139,7 @@ class SimForeign:
         A restored gateway cannot know what it took before, so nobody may repeat that (docs/operations.md).
         """
         keys = (ExtKey(key_id, value),)
-        self._given[key_id] = self._store()
+        self._given[key_id] = self._stores()
         optional = self.said[key_id] = {"E32473_said": Raw(f'{{ "of": "{key_id}" }}'.encode())}
         transfer = ExtKeys(keys, self.sae, targets, "https://kme", extension_optional=optional)
         await self._until_taken(etsi020.EXT_KEYS, etsi020.encode_ext_keys(transfer))
@@ -151,6 +151,9 @@ class SimForeign:
     def _store(self) -> bytes:
         """Which disk the gateway has: another one after a restore."""
         return self._world.nodes[self._gateway].disk.tables.incarnation
+
+    def _stores(self) -> list[bytes]:
+        return [node.disk.tables.incarnation for node in self._world.nodes.values()]
 
     async def _until_taken(self, path: str, body: bytes) -> None:
         """Plain 020, as bytes."""
